@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@.ci/find-python "$(PYTHON)" > /dev/null
 	@[ -x $(BIN)/python ] || "$$(.ci/find-python "$(PYTHON)")" -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes a few minutes (PyTorch is large)."
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## Four daemons, one model, three questions

@@ -1,0 +1,1 @@
+"""Local nets of real daemons, for the demo, for tests and for trying things out."""
