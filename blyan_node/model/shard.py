@@ -1,0 +1,266 @@
+"""A shard: a contiguous range of a model's units, loaded on one device, that runs batches of work.
+
+Rows of all works of a batch are concatenated, so weights are read once per step however many sessions take part.
+Nothing here waits or locks: ``step`` runs on a worker thread, one call at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as fn
+
+from blyan_node.errors import ConfigError, Overloaded, RuleError
+from blyan_node.model.activation import DTYPES, Activation, copy_into, from_tensor
+from blyan_node.model.cache import Cache
+from blyan_node.model.importing import check_tensor, read_safetensors
+from blyan_node.model.layers import DecoderLayer, RmsNorm, RotaryEmbedding, Segment, causal_mask
+from blyan_node.model.linear import Linear
+from blyan_node.model.sampler import SamplingParams, check_sampling, sample
+from blyan_node.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Work:
+    """Consecutive tokens of one session for one step.
+
+    ``position`` is that of the first one, and must be the length of the cache. A shard with ``embed`` takes
+    ``tokens``, any other an ``activation`` that :meth:`Activation.check` has passed. ``sampling`` asks a shard with
+    ``head`` for the next token; without it (a chunk of a prompt that is not the last) nothing comes back.
+    ``last_only`` makes a shard without ``head`` return the last row only, which is all that a following shard of
+    nothing but ``head`` needs.
+    """
+
+    cache: Cache
+    position: int
+    tokens: tuple[int, ...] | None = None
+    activation: Activation | None = None
+    sampling: SamplingParams | None = None
+    last_only: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        if self.tokens is not None:
+            return len(self.tokens)
+        return self.activation.shape[0] if self.activation is not None else 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """A sampled token, which takes the position after its work's last."""
+
+    id: int
+
+
+Result = Activation | Token | None
+
+
+def configure(threads: int) -> None:
+    """Set the number of threads that torch computes with, in the whole process."""
+    torch.set_num_threads(threads)
+
+
+class Shard:
+    """Units ``first`` to ``last`` (inclusive indexes into ``spec.units``) of a model; made by :meth:`load`."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        first: int,
+        last: int,
+        tensors: Mapping[str, dict[str, torch.Tensor]],
+        *,
+        cache_tokens: int,
+    ) -> None:
+        units = spec.units[first : last + 1]
+        some = next(iter(tensors[units[0]].values()))
+        self.spec, self.first, self.last = spec, first, last
+        self.dtype = next(name for name, dtype in DTYPES.items() if dtype == some.dtype)
+        self.device = some.device
+        self._torch_dtype = some.dtype
+        self._free = cache_tokens
+        self._sessions: set[bytes] = set()
+        self._embedding = tensors["embed"]["embed_tokens.weight"] if first == 0 else None
+        layers = [unit for unit in units if unit.startswith("layer.")]
+        self._layers = [DecoderLayer(spec, index, tensors[unit]) for index, unit in enumerate(layers)]
+        self._rotary = RotaryEmbedding(spec, self._torch_dtype, self.device)
+        self._norm: RmsNorm | None = None
+        if units[-1] == "head":
+            self._norm = RmsNorm(tensors["head"]["norm.weight"], spec.norm_eps)
+            projection = tensors["embed" if spec.tied_head else "head"]
+            self._projection = Linear(projection["embed_tokens.weight" if spec.tied_head else "lm_head.weight"])
+
+    @classmethod
+    def load(
+        cls,
+        spec: ModelSpec,
+        first: int,
+        last: int,
+        blobs: Mapping[str, Path],
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        cache_tokens: int = 1 << 16,
+    ) -> Shard:
+        """Map the blobs of a range of units and check every tensor against the spec.
+
+        ``blobs`` maps unit names to safetensors files, for every unit of the range and what ``spec.blobs_for`` adds.
+        Tensors stay mapped where they already have ``dtype`` ("float32" or "bfloat16"). ``cache_tokens`` is how many
+        tokens the caches of all sessions may hold together. Raises CheckpointError for a blob that does not fit the
+        spec, ConfigError for a range, dtype or device that cannot be.
+        """
+        if not 0 <= first <= last < len(spec.units):
+            raise ConfigError(f"units {first}..{last} are no range of this model's 0..{len(spec.units) - 1}")
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} cannot be computed with; these can: {', '.join(DTYPES)}")
+        wanted = dict.fromkeys(blob for unit in spec.units[first : last + 1] for blob in spec.blobs_for(unit))
+        tensors = {}
+        for unit in wanted:
+            if unit not in blobs:
+                raise ConfigError(f"no blob was given for unit {unit}")
+            shapes = spec.unit_tensors(unit)
+            tensors[unit] = read_safetensors(blobs[unit], tuple(shapes))
+            for name, tensor in tensors[unit].items():
+                check_tensor(f"{blobs[unit]}: {unit}: {name}", tensor, shapes[name])
+                tensors[unit][name] = tensor.to(device=device, dtype=DTYPES[dtype])
+        return cls(spec, first, last, tensors, cache_tokens=cache_tokens)
+
+    def open(self, session: bytes, capacity: int) -> Cache:
+        """Reserve a cache for a session of at most ``capacity`` tokens; closing the cache gives it back.
+
+        Raises RuleError where the session is open already or exceeds the model's context, Overloaded where the other
+        sessions leave too little.
+        """
+        if session in self._sessions:
+            raise RuleError(f"session {session.hex()[:16]} is open already")
+        if not 0 < capacity <= self.spec.context_length:
+            raise RuleError(f"a session of {capacity} tokens, where the model's context is {self.spec.context_length}")
+        if capacity > self._free:
+            raise Overloaded(f"the cache has room for {self._free} tokens, not for {capacity}; try again later")
+        self._free -= capacity
+        self._sessions.add(session)
+
+        def give_back() -> None:
+            self._free += capacity
+            self._sessions.remove(session)
+
+        return Cache(
+            layers=len(self._layers),
+            kv_heads=self.spec.kv_heads,
+            head_dim=self.spec.head_dim,
+            capacity=capacity,
+            dtype=self._torch_dtype,
+            device=self.device,
+            on_close=give_back,
+        )
+
+    def free_tokens(self) -> int:
+        """How many more tokens sessions may reserve."""
+        return self._free
+
+    def truncate(self, cache: Cache, position: int) -> None:
+        """Forget the tokens from ``position`` on; raise RuleError where the cache does not reach so far."""
+        if not 0 <= position <= cache.length:
+            raise RuleError(f"cannot truncate to {position}: the cache holds {cache.length} tokens")
+        cache.length = position
+
+    def check(self, work: Work) -> None:
+        """Raise RuleError (RequestError for the sampling) unless ``step`` can run this work now."""
+        cache, size = work.cache, work.size
+        if cache.closed:
+            raise RuleError("the session is closed")
+        if (work.tokens is None) == (work.activation is None) or (work.tokens is None) == (self.first == 0):
+            raise RuleError("tokens belong to the stage that holds 'embed', activations to all others")
+        if size == 0:
+            raise RuleError("a work of no tokens")
+        # A shard of embed or head alone remembers nothing, and last_only skips positions before a head.
+        if self._layers and work.position != cache.length:
+            raise RuleError(f"work at position {work.position}, where the cache holds {cache.length} tokens")
+        if work.position < 0 or work.position + size > cache.capacity:
+            raise RuleError(f"tokens up to {work.position + size} exceed the session's capacity of {cache.capacity}")
+        if work.tokens is not None and not all(0 <= token < self.spec.vocab_size for token in work.tokens):
+            raise RuleError(f"token ids beyond the model's vocabulary of {self.spec.vocab_size}")
+        if work.activation is not None and work.activation.shape[1] != self.spec.hidden_size:
+            raise RuleError(f"activation of width {work.activation.shape[1]}, not {self.spec.hidden_size}")
+        if work.sampling is not None:
+            check_sampling(work.sampling)
+
+    def step(self, works: Sequence[Work]) -> list[Result]:
+        """Run one batch, at most one work per session; results are in the order of the works.
+
+        A shard with ``head`` gives a Token where sampling was asked for and None elsewhere, any other an Activation.
+        Raises what :meth:`check` does, before anything is changed.
+        """
+        with torch.inference_mode():
+            rows = self._run(works)
+            ends = torch.tensor([work.size for work in works]).cumsum(0).tolist()
+            if self._norm is not None:
+                return self._sample(rows, works, ends)
+            return [
+                from_tensor(rows[end - (1 if work.last_only else work.size) : end])
+                for work, end in zip(works, ends, strict=True)
+            ]
+
+    def logits(self, works: Sequence[Work]) -> list[torch.Tensor]:
+        """Run one batch and return the logits [tokens, vocab] of all its positions; for shards with ``head``."""
+        with torch.inference_mode():
+            rows = self._project(self._run(works))
+            return list(torch.split(rows, [work.size for work in works]))
+
+    def _run(self, works: Sequence[Work]) -> torch.Tensor:
+        """Check the works, run the layers, and only then count the tokens in the caches."""
+        if len({id(work.cache) for work in works}) != len(works) or not works:
+            raise RuleError("a batch has at least one work, and at most one per session")
+        for work in works:
+            self.check(work)
+        x = self._input(works)
+        if self._layers:
+            groups = self.spec.heads // self.spec.kv_heads
+            segments, start = [], 0
+            for work in works:
+                mask = causal_mask(work.position, work.size, groups, self.device)
+                segments.append(Segment(work.cache, start, start + work.size, work.position, mask))
+                start += work.size
+            positions = [work.position + offset for work in works for offset in range(work.size)]
+            rotation = self._rotary(torch.tensor(positions, dtype=torch.float32, device=self.device))
+            for layer in self._layers:
+                x = layer(x, rotation, segments)
+        for work in works:
+            work.cache.length = work.position + work.size
+        return x
+
+    def _input(self, works: Sequence[Work]) -> torch.Tensor:
+        if self._embedding is not None:
+            ids = [token for work in works for token in work.tokens or ()]
+            return fn.embedding(torch.tensor(ids, device=self.device), self._embedding)
+        rows = sum(work.size for work in works)
+        x = torch.empty((rows, self.spec.hidden_size), dtype=self._torch_dtype, device=self.device)
+        start = 0
+        for work in works:
+            if work.activation is not None:
+                copy_into(x[start : start + work.size], work.activation)
+                start += work.size
+        return x
+
+    def _project(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._norm is None:
+            raise RuleError("this shard does not hold 'head'")
+        return self._projection(self._norm(rows))
+
+    def _sample(self, rows: torch.Tensor, works: Sequence[Work], ends: list[int]) -> list[Result]:
+        asked = [index for index, work in enumerate(works) if work.sampling is not None]
+        results: list[Result] = [None] * len(works)
+        if not asked:
+            return results
+        logits = self._project(rows[[ends[index] - 1 for index in asked]])
+        for index, row in zip(asked, logits, strict=True):
+            work = works[index]
+            if work.sampling is not None:
+                how = work.sampling
+                following = work.position + work.size
+                results[index] = Token(sample(row, how.temperature, how.top_p, how.seed, following))
+        return results
