@@ -1,0 +1,417 @@
+"""A node's replica of the chain: the DAG of accepted blocks, kept in LevelDB, with what is derived from it.
+
+Synchronous, for one thread; only :meth:`Replica.flush` may run on another. Every block is written in one atomic batch
+before memory changes, so a failed write leaves all as it was, and a crash at any point leaves a database that opens.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from heapq import merge as merge_sorted
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Self
+
+from blyan_node.chain.block import CHAINS, MAX_BLOCK, MAX_PARENTS, Anchor, Block, decode_block, make_block, peek_id
+from blyan_node.chain.catalog import Catalog, Entry, in_catalog
+from blyan_node.chain.dag import Branch, Dag, Node, Placed
+from blyan_node.chain.genesis import Genesis
+from blyan_node.chain.keys import Key, show_address
+from blyan_node.chain.orphans import Orphans
+from blyan_node.chain.records import Address, Hash, Record
+from blyan_node.chain.rules import check_author, check_in_context, check_in_isolation
+from blyan_node.chain.store import Batch, Prefix, Store
+from blyan_node.codec import Size, pack, unpack
+from blyan_node.errors import ConfigError, LocalError, RuleError, StoreError
+
+FORMAT = 1
+MAX_EVIDENCE = 2
+"""Blocks of one author with one seq that are kept without being needed: a pair proves the equivocation."""
+MAX_REFUSED = 4096
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A waiting block that turned out to break the rules, or to build on one that does; ``source`` sent it."""
+
+    id: bytes
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The block is part of the DAG, and so are ``adopted``, blocks that waited for it, in order."""
+
+    block: Block
+    adopted: tuple[Block, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True)
+class Known:
+    """The block was part of the DAG already."""
+
+    id: bytes
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """The block waits; ``missing`` are the ancestors to fetch, themselves neither here nor waiting."""
+
+    block: Block
+    missing: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Surplus:
+    """One more branch of a proven equivocator, which nobody needs: valid, not kept. Fetching it again is no use
+    until another author's block builds on it.
+    """  # noqa: D205
+
+    block: Block
+
+
+Outcome = Accepted | Known | Orphan | Surplus
+
+
+@dataclass(frozen=True)
+class _State:
+    format: int
+    network: Hash
+    blocks: int
+
+
+@dataclass(frozen=True)
+class _StoredNode:
+    height: int
+    branch: int
+    seq: int
+    parents: Annotated[tuple[Hash, ...], Size(MAX_PARENTS)]
+    past: tuple[int, ...]  # branch, reach, branch, reach, … by branch
+
+
+@dataclass(frozen=True)
+class _StoredBranch:
+    author: Address
+    first: int
+    last: int
+    tip: Hash
+
+
+class Replica:
+    """See the module. A context manager; opening reads heads, branches and the catalog's records, not all blocks."""
+
+    def __init__(self, store: Store, genesis: Genesis, *, orphans: Orphans | None = None) -> None:
+        """Use an open store, which the replica closes. Raises StoreError where it is of another network or format."""
+        self.genesis = genesis
+        self._store = store
+        self._orphans = orphans or Orphans()
+        self._refused: OrderedDict[bytes, str] = OrderedDict()
+        self._surplus: OrderedDict[bytes, None] = OrderedDict()
+        self._count = self._read_state()
+        self._dag = Dag(
+            genesis.network,
+            load=self._read_node,
+            heads=[key[1:] for key in store.keys(Prefix.HEAD.key())],
+            branches=self._read_branches(),
+        )
+        self._entries: list[Entry] = []
+        for key in store.keys(Prefix.CATALOG.key()):
+            self._note_records(self._stored_block(key[9:]))
+        self._catalog: Catalog | None = None
+
+    @classmethod
+    def open(cls, directory: Path, genesis: Genesis) -> Replica:
+        """Open or create the replica in a directory. Raises AlreadyRunning, DiskFull or StoreError."""
+        store = Store(directory)
+        try:
+            return cls(store, genesis)
+        except BaseException:
+            store.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What is here
+
+    def heads(self) -> tuple[bytes, ...]:
+        """Return the ids of the blocks without children, sorted; of an empty chain, the network's id."""
+        return self._dag.heads()
+
+    def height(self) -> int:
+        """Return the greatest height of a block, 0 for an empty chain."""
+        return max(node.height for head in self._dag.heads() if (node := self._dag.node(head)))
+
+    def count(self) -> int:
+        """Return the number of blocks, without the genesis."""
+        return self._count
+
+    def has(self, id: bytes) -> bool:
+        """Tell whether a block is part of the DAG; the genesis always is."""
+        return self._dag.node(id) is not None
+
+    def wants(self, id: bytes) -> bool:
+        """Tell whether fetching a block could be of use: not here, not refused, no surplus (see :class:`Surplus`)."""
+        if self.has(id) or id in self._refused:
+            return False
+        return id not in self._surplus or any(True for _ in self._orphans.above(id))
+
+    def get(self, id: bytes) -> bytes | None:
+        """Return a block as it was received, None where it is not here."""
+        return self._store.get(Prefix.BLOCK.key(id))
+
+    def block(self, id: bytes) -> Block | None:
+        """Return a block, decoded."""
+        raw = self.get(id)
+        return None if raw is None else decode_block(raw)
+
+    def blocks(self, chain: str | None = None, *, after: tuple[int, bytes] | None = None, limit: int) -> list[Block]:
+        """Return up to ``limit`` blocks of one chain, or of all, in (height, id) order, behind the one at ``after``.
+
+        Parents come before children, so a page after the other can be accepted elsewhere without orphans.
+        """
+        tags = CHAINS if chain is None else (chain,)
+        ranges = []
+        for tag in tags:
+            prefix = Prefix.HEIGHT.key(tag.encode())
+            ranges.append(
+                self._store.keys(prefix, after=None if after is None else Prefix.HEIGHT.key(tag.encode(), *after))
+            )
+        found: list[Block] = []
+        for key in merge_sorted(*ranges, key=lambda key: key[2:]):
+            if len(found) == limit:
+                break
+            found.append(self._stored_block(key[10:]))
+        return found
+
+    def catalog(self) -> Catalog:
+        """Return the models on the chain, tentatively: folded anew where records arrived since the last call."""
+        if self._catalog is None:
+            self._catalog = Catalog(self._entries)
+        return self._catalog
+
+    def is_equivocator(self, author: bytes) -> bool:
+        """Tell whether two blocks here prove that an author forked its own chain."""
+        return self._dag.is_equivocator(author)
+
+    # What comes in
+
+    def accept(self, raw: bytes, *, source: str = "") -> Outcome:
+        """Take in an encoded block from a source, whose waiting blocks are counted together.
+
+        Raises RuleError where it breaks a rule, or builds on a block that does; DiskFull or StoreError where it could
+        not be written, in which case nothing has changed.
+        """
+        id = peek_id(raw)
+        if self.has(id):
+            return Known(id)
+        if (reason := self._refused.get(id)) is not None:
+            raise RuleError(reason)
+        if (waiting := self._orphans.get(id)) is not None:
+            return Orphan(waiting.block, self._orphans.below(waiting.missing))
+        block = decode_block(raw)
+        check_in_isolation(block, self.genesis.network)
+        check_author(block.header, self.genesis)
+        for parent in block.header.parents:
+            if parent in self._refused:
+                self._refuse(block, source, f"builds on a refused block: {self._refused[parent]}")
+                raise RuleError(self._refused[id])
+        if missing := self._dag.missing(block.header):
+            self._orphans.add(block, missing, source)
+            return Orphan(block, self._orphans.below(missing))
+        if self._is_surplus(block):
+            return Surplus(block)
+        try:
+            self._add(block)
+        except RuleError as error:
+            self._refuse(block, source, str(error))
+            raise
+        return self._adopt(block)
+
+    def author(
+        self,
+        key: Key,
+        records: tuple[Record, ...],
+        *,
+        chain: str,
+        type: str,
+        now_ms: int,
+        parents: tuple[bytes, ...] | None = None,
+    ) -> Block:
+        """Write a block on the current tips (or on ``parents``) and accept it. Flush before announcing it.
+
+        Raises ConfigError where the key may not author, LocalError where it has been used twice, RuleError where the
+        block breaks a rule (too large; parents that are no antichain).
+        """
+        if key.address not in self.genesis.bonded:
+            raise ConfigError(f"{show_address(key.address)} is not bonded on this network: it cannot write blocks")
+        branches = self._dag.branches_of(key.address)
+        if len(branches) > 1:
+            raise LocalError(
+                f"{show_address(key.address)} has written two blocks in the same place: the key runs on two machines, "
+                "or an old copy of its data came back. Nobody builds on it any more; start with a new key"
+            )
+        if parents is None:
+            nodes = dict(self._dag.choose_parents(key.address))
+        else:
+            nodes = {parent: node for parent in parents if (node := self._dag.node(parent))}
+            if len(nodes) < len(set(parents)):
+                raise RuleError("a parent is not here")
+        block = make_block(
+            key,
+            self.genesis.network,
+            records,
+            chain=chain,
+            type=type,
+            seq=branches[0].last + 1 if branches else 0,
+            prev=branches[0].tip if branches else None,
+            parents=tuple(nodes),
+            height=1 + max(node.height for node in nodes.values()),
+            anchor=Anchor(0, self.genesis.network),
+            timestamp_ms=now_ms,
+        )
+        self.accept(block.raw)
+        return block
+
+    def flush(self) -> None:
+        """Return once everything accepted is on the disk. May run on another thread."""
+        self._store.flush()
+
+    def _is_surplus(self, block: Block) -> bool:
+        """Tell whether a block is a further branch of an equivocator that no other author's waiting block needs."""
+        header = block.header
+        if not self._dag.is_equivocator(header.author):
+            return False
+        rivals = self._store.keys(Prefix.AUTHOR.key(header.author, header.seq))
+        if sum(1 for _ in rivals) < MAX_EVIDENCE:
+            return False
+        for waiting in self._orphans.above(block.id):
+            if not self._dag.is_equivocator(waiting.block.header.author):
+                return False
+        self._surplus[block.id] = None
+        if len(self._surplus) > MAX_REFUSED:
+            self._surplus.popitem(last=False)
+        return True
+
+    def _add(self, block: Block) -> None:
+        parents = [node for parent in block.header.parents if (node := self._dag.node(parent))]
+        check_in_context(block.header, parents, self._dag)
+        placed = self._dag.place(block, parents)
+        self._store.write(self._batch(block, placed))
+        self._dag.apply(placed)
+        self._count += 1
+        self._surplus.pop(block.id, None)
+        if self._note_records(block):
+            self._catalog = None
+
+    def _batch(self, block: Block, placed: Placed) -> Batch:
+        header, node, branch = block.header, placed.node, placed.branch
+        stored_branch = _StoredBranch(branch.author, branch.first, branch.last, branch.tip)
+        batch: Batch = [
+            (Prefix.BLOCK.key(block.id), block.raw),
+            (Prefix.NODE.key(block.id), pack(_stored_node(node))),
+            (Prefix.BRANCH.key(node.branch), pack(stored_branch)),
+            (Prefix.HEIGHT.key(header.chain.encode(), header.height, block.id), b""),
+            (Prefix.AUTHOR.key(header.author, header.seq, block.id), b""),
+            (Prefix.STATE.key(), pack(_State(FORMAT, self.genesis.network, self._count + 1))),
+        ]
+        batch += [(Prefix.HEAD.key(parent), None) for parent in header.parents]
+        batch.append((Prefix.HEAD.key(block.id), b""))
+        if any(in_catalog(record) for record in block.records):
+            batch.append((Prefix.CATALOG.key(header.height, block.id), b""))
+        return batch
+
+    def _adopt(self, block: Block) -> Accepted:
+        """Add what waited for a block, and what waited for that, level by level."""
+        adopted: list[Block] = []
+        refused: list[Refusal] = []
+        arrived = deque([block.id])
+        while arrived:
+            for waiting in self._orphans.release(arrived.popleft()):
+                if self._is_surplus(waiting.block):
+                    continue
+                try:
+                    self._add(waiting.block)
+                except RuleError as error:
+                    refused += self._refuse(waiting.block, waiting.source, str(error))
+                else:
+                    adopted.append(waiting.block)
+                    arrived.append(waiting.block.id)
+        return Accepted(block, tuple(adopted), tuple(refused))
+
+    def _refuse(self, block: Block, source: str, reason: str) -> list[Refusal]:
+        """Remember that a block breaks a rule, and so does all that waits for it."""
+        refusals = [Refusal(block.id, source, reason)]
+        for waiting in list(self._orphans.above(block.id)):
+            self._orphans.remove(waiting.block.id)
+            refusals.append(Refusal(waiting.block.id, waiting.source, f"builds on a refused block: {reason}"))
+        for refusal in refusals:
+            self._refused[refusal.id] = refusal.reason
+        while len(self._refused) > MAX_REFUSED:
+            self._refused.popitem(last=False)
+        return refusals
+
+    def _note_records(self, block: Block) -> bool:
+        found = False
+        for index, record in enumerate(block.records):
+            if in_catalog(record):
+                insort(self._entries, Entry(block.height, block.id, index, record))
+                found = True
+        return found
+
+    # What is stored
+
+    def _stored_block(self, id: bytes) -> Block:
+        if (block := self.block(id)) is None:
+            raise StoreError(f"the chain's database in {self._store.directory} lacks block {id.hex()} of its own index")
+        return block
+
+    def _read_state(self) -> int:
+        raw = self._store.get(Prefix.STATE.key())
+        if raw is None:
+            self._store.write([(Prefix.STATE.key(), pack(_State(FORMAT, self.genesis.network, 0)))])
+            return 0
+        state = unpack(_State, raw, most=128)
+        if state.format != FORMAT:
+            raise StoreError(
+                f"the chain in {self._store.directory} has format {state.format}; this program has {FORMAT}"
+            )
+        if state.network != self.genesis.network:
+            raise StoreError(
+                f"the chain in {self._store.directory} is of network {state.network.hex()}, the genesis file of "
+                f"{self.genesis.network.hex()}: use the genesis file of that network, or another data directory"
+            )
+        return state.blocks
+
+    def _read_node(self, id: bytes) -> Node | None:
+        raw = self._store.get(Prefix.NODE.key(id))
+        if raw is None:
+            return None
+        stored = unpack(_StoredNode, raw, most=MAX_BLOCK)
+        past = dict(zip(stored.past[::2], stored.past[1::2], strict=True))
+        return Node(stored.height, stored.branch, stored.seq, stored.parents, past)
+
+    def _read_branches(self) -> dict[int, Branch]:
+        branches: dict[int, Branch] = {}
+        for key in self._store.keys(Prefix.BRANCH.key()):
+            stored = unpack(_StoredBranch, self._store.get(key) or b"", most=256)
+            branches[int.from_bytes(key[1:])] = Branch(stored.author, stored.first, stored.last, stored.tip)
+        return branches
+
+
+def _stored_node(node: Node) -> _StoredNode:
+    past = tuple(number for pair in sorted(node.past.items()) for number in pair)
+    return _StoredNode(node.height, node.branch, node.seq, node.parents, past)

@@ -1,0 +1,150 @@
+"""The database: LevelDB, the keys in it, and its failures turned into errors that tell what to do.
+
+Every accepted block is one atomic batch. What was written is on the disk once :meth:`Store.flush` returns; a crash of
+the process alone loses nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+
+import plyvel
+
+from blyan_node.errors import AlreadyRunning, DiskFull, StoreError
+
+Batch = list[tuple[bytes, bytes | None]]
+"""Keys with their new values; None deletes."""
+
+
+class Prefix(bytes, Enum):
+    """The first byte of every key, and what follows it. Integers are big-endian, 8 bytes, so keys sort by them."""
+
+    STATE = b"S"
+    """nothing → [format, network, number of blocks]"""
+    BLOCK = b"b"
+    """id → encoded block"""
+    NODE = b"n"
+    """id → the node of the DAG"""
+    HEAD = b"h"
+    """id → nothing"""
+    BRANCH = b"r"
+    """number → the branch of an author"""
+    HEIGHT = b"i"
+    """chain tag, height, id → nothing"""
+    AUTHOR = b"a"
+    """author, seq, id → nothing"""
+    CATALOG = b"c"
+    """height, id of a block with records of the catalog → nothing"""
+
+    def key(self, *parts: bytes | int) -> bytes:
+        """Put a key together."""
+        return self.value + b"".join(part if isinstance(part, bytes) else part.to_bytes(8, "big") for part in parts)
+
+
+class Store:
+    """A LevelDB database in a directory of its own, which it locks. A context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create. Raises AlreadyRunning, DiskFull, or StoreError for a damaged database."""
+        self.directory = directory
+        with self._failures():
+            directory.mkdir(parents=True, exist_ok=True)
+            # paranoid_checks: a damaged log fails here, rather than leave holes in the middle of the chain
+            self._database = plyvel.DB(str(directory), create_if_missing=True, paranoid_checks=True, max_open_files=256)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Read one value."""
+        with self._failures():
+            return cast(bytes | None, self._database.get(key, verify_checksums=True))
+
+    def keys(self, prefix: bytes, *, after: bytes | None = None) -> Iterator[bytes]:
+        """Iterate over the keys that begin with ``prefix``, in order, from behind ``after``."""
+        with self._failures():
+            iterator = self._database.iterator(
+                start=after or prefix,
+                stop=_end(prefix),
+                include_start=after is None,
+                include_value=False,
+                verify_checksums=True,
+                fill_cache=False,
+            )
+            with iterator:
+                yield from iterator
+
+    def write(self, batch: Batch) -> None:
+        """Write all of a batch or nothing of it."""
+        with self._failures(), self._database.write_batch() as writes:
+            for key, value in batch:
+                if value is None:
+                    writes.delete(key)
+                else:
+                    writes.put(key, value)
+
+    def flush(self) -> None:
+        """Return once all that was written is on the disk: it survives power loss.
+
+        Syncs every log there is: LevelDB's own synced write covers the newest only, and while an older one is being
+        compacted its tail may still be in memory.
+        """
+        with self._failures():
+            for log in self.directory.glob("*.log"):
+                try:
+                    _sync(log)
+                except FileNotFoundError:
+                    pass  # compacted since, into a table that LevelDB has synced
+            _sync(self.directory)
+
+    def close(self) -> None:
+        """Close and unlock."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except plyvel.CorruptionError as error:
+            raise StoreError(self._damaged(error)) from error
+        except (plyvel.IOError, OSError) as error:
+            text = str(error)
+            if os.strerror(errno.ENOSPC) in text or getattr(error, "errno", None) == errno.ENOSPC:
+                raise DiskFull(f"no space left for the chain in {self.directory}: free some and start again") from error
+            if "lock" in text.lower():
+                raise AlreadyRunning(f"another process holds the chain in {self.directory}: stop it first") from error
+            if "No such file" in text or "not found" in text.lower():
+                raise StoreError(self._damaged(error)) from error
+            raise StoreError(f"the chain's database in {self.directory} failed: {text}") from error
+
+    def _damaged(self, error: Exception) -> str:
+        return (
+            f"the chain's database is damaged ({error}). Stop the node, move {self.directory} away and start again: "
+            "the node fetches the chain from its peers. A validator waits until it has caught up before it writes"
+        )
+
+
+def _end(prefix: bytes) -> bytes | None:
+    """Return the first key behind all keys that begin with ``prefix``."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
