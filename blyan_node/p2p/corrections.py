@@ -1,0 +1,97 @@
+"""What py-libp2p 0.8.1 gets wrong for us outside gossip, each with its correction and its reason.
+
+The letters are those of the measurements in ``docs/design.md``. Gossip's are in :mod:`blyan_node.p2p.gossip`, those
+between TCP and streams in :mod:`blyan_node.p2p.wire`. Each has a test that fails without it
+(``tests/integration/test_p2p_corrections.py``), so that it can be dropped when upstream mends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from libp2p.host.basic_host import BasicHost
+from libp2p.network import swarm as swarm_module
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.yamux import yamux
+
+from blyan_node.errors import AlreadyRunning, ConfigError
+
+NOISE_PLAINTEXT = 65519
+"""Most bytes in one Noise message (Noise specification: 65535 with a 16-byte tag)."""
+
+MOST_CONNECTIONS = 256
+
+
+def apply() -> None:
+    """Set the constants of the library that have no other handle. Idempotent; they are the same for every host."""
+    # H6: after *every* dial the library waits this long for a failure before it looks at its success
+    swarm_module._HAPPY_EYEBALLS_DELAY = 0
+    # a frame of the stock 65,536 bytes becomes two Noise messages, the second of 17 bytes
+    yamux.MAX_MESSAGE_SIZE = NOISE_PLAINTEXT
+
+
+def connection_config() -> ConnectionConfig:
+    """The settings of the swarm."""
+    return ConnectionConfig(
+        # the library would dial whatever addresses it has heard of to reach 50 connections; Peers decides here
+        min_connections=0,
+        low_watermark=0,
+        high_watermark=MOST_CONNECTIONS,
+        max_connections=MOST_CONNECTIONS,
+        inbound_upgrade_timeout=10,
+        outbound_upgrade_timeout=10,
+        # H10: a peer that vanishes without a packet goes unnoticed for over 70 s. A single missed probe ends the
+        # connection, so the probe allows for a loop that is late on a loaded machine.
+        enable_health_monitoring=True,
+        health_initial_delay=1,
+        health_check_interval=3,
+        ping_timeout=5,
+        abort_connection_on_ping_failure=True,
+        # ... and it is the only health rule: the others replace slow but living connections
+        min_health_threshold=0,
+        min_ping_success_rate=0,
+        max_ping_latency=1e9,
+        max_failed_streams=10**9,
+    )
+
+
+def retry_config() -> RetryConfig:
+    """One attempt for each dial: redialling is done by Peers, with its own backoff."""
+    return RetryConfig(max_retries=0)
+
+
+def forget_failed_dials(swarm: Swarm, peer: ID) -> None:
+    """H8: the library refuses to dial a peer for 60 s after a failure."""
+    swarm.unblock_peer(peer)
+
+
+class QuietHost(BasicHost):
+    """A host that does not open streams of its own accord."""
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        """Do not ask peers to identify themselves, though we answer those who ask.
+
+        The library asks from system tasks, where an exception ends trio itself; what it learns is not used here.
+        """
+
+
+def check_port(host: str, port: int) -> None:
+    """H11: the library listens with SO_REUSEPORT, so a second host would silently share the port.
+
+    Raises AlreadyRunning if the port is taken, ConfigError if the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise AlreadyRunning(
+                    f"port {port} on {host} is in use: stop what uses it, or choose another port (0 lets the system)"
+                ) from error
+            raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error

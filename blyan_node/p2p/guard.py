@@ -1,0 +1,146 @@
+"""What an exception that leaves a handler means, and what is remembered of peers' faults.
+
+Every handler of a network implementation runs inside :func:`run_guarded`: the peer's fault resets the stream and
+counts against the peer; a bug of ours is logged with its traceback and resets the stream; cancellation passes. (With
+py-libp2p an exception that leaves a stream handler ends the whole host.) The shape is rusty-kaspa's
+``flow_trait.rs::launch``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from blyan_node.errors import BlyanError, PeerError, ProtocolViolation, RuleError
+from blyan_node.p2p.transport import Handler, PeerId, Stream
+
+logger = logging.getLogger(__name__)
+
+LIMIT = 100
+"""Points at which a peer is disconnected and refused."""
+
+VIOLATION = 20
+"""Points of one violation of a protocol, or of one message that breaks a rule."""
+
+HALF_LIFE = 60.0
+"""Seconds in which points halve."""
+
+REFUSED_FOR = 300.0
+"""Seconds for which a peer that reached the limit is refused."""
+
+MOST_REMEMBERED = 4096
+"""Peers remembered at most; beyond that those with the fewest points are forgotten."""
+
+Penalise = Callable[[PeerId, int, str], None]
+
+
+class Scores:
+    """Points of peers, which halve every HALF_LIFE seconds, and the peers refused for now."""
+
+    def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
+        self._now = now
+        self._points: dict[PeerId, tuple[float, float]] = {}
+        self._refused: dict[PeerId, float] = {}
+
+    def points(self, peer: PeerId) -> float:
+        """The peer's points now."""
+        points, since = self._points.get(peer, (0.0, 0.0))
+        return points * 0.5 ** ((self._now() - since) / HALF_LIFE) if points else 0.0
+
+    def add(self, peer: PeerId, points: int) -> bool:
+        """Count points; True if they made the peer reach the limit, from when on it is refused."""
+        if self.refused(peer):
+            return False
+        total = self.points(peer) + points
+        if total < LIMIT:
+            self._points[peer] = (total, self._now())
+            self._forget()
+            return False
+        self._points.pop(peer, None)
+        self._refused[peer] = self._now() + REFUSED_FOR
+        self._forget()
+        return True
+
+    def refused(self, peer: PeerId) -> bool:
+        """Whether connections with the peer are refused now."""
+        until = self._refused.get(peer)
+        if until is not None and until <= self._now():
+            del self._refused[peer]
+            until = None
+        return until is not None
+
+    def _forget(self) -> None:
+        if len(self._points) > MOST_REMEMBERED:
+            del self._points[min(self._points, key=self.points)]
+        if len(self._refused) > MOST_REMEMBERED:
+            del self._refused[min(self._refused, key=lambda peer: self._refused[peer])]
+
+
+def briefly(seconds: float) -> trio.CancelScope:
+    """Return a scope for tidying up: shielded from cancellation, but not for longer than ``seconds``."""
+    return trio.CancelScope(deadline=trio.current_time() + seconds, shield=True)
+
+
+async def run_guarded(handler: Handler, stream: Stream, name: str, penalise: Penalise) -> None:
+    """Run one handler on one stream; afterwards the stream is closed, or reset where the handler failed."""
+    clean = await survive(lambda: handler(stream), f"{name} from {stream.peer}", stream.peer, penalise, stream)
+    with briefly(1):
+        await (stream.aclose() if clean else stream.reset())
+
+
+async def survive(
+    work: Callable[[], Awaitable[None]],
+    what: str,
+    peer: PeerId,
+    penalise: Penalise,
+    stream: Stream | None = None,
+) -> bool:
+    """Await ``work``; True if it ended well, False if it failed, which is then logged and scored.
+
+    Cancellation passes; the stream, if given, is reset first.
+    """
+    try:
+        await work()
+    except BaseExceptionGroup as group:
+        stop, faults = group.split((trio.Cancelled, KeyboardInterrupt, SystemExit))
+        if faults is not None:
+            _judge(faults, what, peer, penalise)
+        if stop is not None:
+            await _abandon(stream)
+            raise stop from None
+        return False
+    except Exception as error:  # noqa: BLE001 the one place that may: see the module docstring
+        _judge(error, what, peer, penalise)
+        return False
+    except BaseException:
+        await _abandon(stream)
+        raise
+    return True
+
+
+async def _abandon(stream: Stream | None) -> None:
+    if stream is not None:
+        with briefly(1):
+            await stream.reset()
+
+
+def _judge(error: BaseException, what: str, peer: PeerId, penalise: Penalise) -> None:
+    """Log a fault, and count it where it is the peer's."""
+    leaves = list(_leaves(error))
+    if not all(isinstance(leaf, PeerError | RuleError) for leaf in leaves):
+        ours = [leaf for leaf in leaves if not isinstance(leaf, BlyanError)]
+        logger.error("%s failed: %s", what, error, exc_info=ours[0] if ours else error)
+        return
+    for leaf in leaves:
+        if isinstance(leaf, ProtocolViolation | RuleError):
+            penalise(peer, VIOLATION, f"{what}: {leaf}")
+        else:
+            logger.debug("%s ended: %s", what, leaf)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

@@ -1,0 +1,417 @@
+"""The network over libp2p: TCP, Noise, Yamux and GossipSub.
+
+This and its neighbours :mod:`wire`, :mod:`gossip` and :mod:`corrections` are all that knows of libp2p.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import trio
+from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.crypto.secp256k1 import create_new_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.tools.anyio_service import background_trio_service
+from libp2p.transport.tcp.tcp import TCP
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from blyan_node.errors import ChannelClosed, CodecError, ConfigError, Unreachable
+from blyan_node.p2p import corrections, gossip, wire
+from blyan_node.p2p.guard import Scores, briefly, run_guarded
+from blyan_node.p2p.identity import public_key_of
+from blyan_node.p2p.local import Subscriptions, Watchers
+from blyan_node.p2p.transport import (
+    MAX_GOSSIP,
+    Gossip,
+    Handler,
+    Network,
+    PeerChange,
+    PeerId,
+    Stream,
+    Validator,
+)
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10
+STREAMS_OF_A_PEER = 256
+"""Incoming streams that one peer may have open; beyond that they are reset and the peer is penalised."""
+
+
+@asynccontextmanager
+async def open_host(secret: bytes, *, listen: str, announce: tuple[str, ...] = ()) -> AsyncIterator[Network]:
+    """Open this node's access to its peers; all its connections end with the context.
+
+    ``secret`` is the 32-byte secp256k1 private key of the node; ``listen`` a multiaddr like
+    ``/ip4/127.0.0.1/tcp/0``; ``announce`` multiaddrs to tell others instead of those listened on. Raises
+    AlreadyRunning if the port is taken, ConfigError for an address that cannot be used.
+    """
+    corrections.apply()
+    gossip.apply()
+    address = _listen_address(listen)
+    key = create_new_key_pair(secret)
+    me, peerstore = ID.from_pubkey(key.public_key), PeerStore()
+    peerstore.add_key_pair(me, key)
+    swarm = Swarm(
+        me,
+        peerstore,
+        wire.upgrader(key),
+        [TCP()],
+        retry_config=corrections.retry_config(),
+        connection_config=corrections.connection_config(),
+    )
+    host = corrections.QuietHost(swarm, disable_identify_address_discovery=True)
+    router = gossip.SturdyGossipSub()
+    async with trio.open_nursery() as nursery:
+        network = Libp2pNetwork(host, swarm, nursery, tuple(_announced(text, me) for text in announce))
+        pubsub = gossip.SturdyPubsub(host, router, network.deliver, network.penalise)
+        network.attach(pubsub)
+        async with host.run([]), background_trio_service(pubsub), background_trio_service(router):
+            try:
+                await pubsub.wait_until_ready()
+                if not await swarm.listen(address):
+                    raise ConfigError(f"cannot listen on {listen}")
+                yield network
+            finally:
+                # H2: leaving host.run() before this leaks tasks, and the listener goes on accepting
+                with briefly(CONNECT_SECONDS):
+                    await host.close()
+        nursery.cancel_scope.cancel()
+
+
+class Libp2pStream:
+    """A stream over the stock muxer. A cancelled call leaves it broken: what was cut off is unknown."""
+
+    def __init__(self, raw: NetStream) -> None:
+        self._raw = raw
+        self._peer = PeerId(str(raw.muxed_conn.peer_id))
+        self._broken = False
+
+    @property
+    def peer(self) -> PeerId:
+        """The authenticated remote peer."""
+        return self._peer
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send all of it; see :class:`blyan_node.p2p.transport.Stream`."""
+        self._check()
+        try:
+            await self._raw.write(bytes(data))
+        except BaseLibp2pError as error:
+            raise self._closed(error) from error
+        except BaseException:
+            self._broken = True
+            raise
+
+    async def receive_some(self, most: int) -> bytes:
+        """Receive between 1 and ``most`` bytes; b"" at the end of the peer's data."""
+        self._check()
+        try:
+            return await self._raw.read(most)
+        except StreamEOF as error:
+            if wire.lost(self._raw.muxed_conn):
+                raise self._closed(error) from error
+            return b""
+        except BaseLibp2pError as error:
+            raise self._closed(error) from error
+        except BaseException:
+            self._broken = True
+            raise
+
+    async def close_write(self) -> None:
+        """Say that no more will be sent; reading goes on."""
+        self._check()
+        try:
+            await self._raw.close_write()
+        except BaseLibp2pError as error:
+            raise self._closed(error) from error
+
+    async def aclose(self) -> None:
+        """Close both ways, politely; never raises."""
+        if self._broken:
+            await self.reset()
+            return
+        self._broken = True
+        try:
+            await self._raw.close()
+        except BaseLibp2pError as error:
+            logger.debug("closing a stream with %s: %s", self._peer, error)
+
+    async def reset(self) -> None:
+        """Abandon the stream at once, both ways; never raises."""
+        self._broken = True
+        try:
+            await self._raw.reset()
+        except BaseLibp2pError as error:
+            logger.debug("resetting a stream with %s: %s", self._peer, error)
+
+    def _check(self) -> None:
+        if self._broken:
+            raise ChannelClosed(f"the stream with {self._peer} was closed here")
+
+    def _closed(self, error: Exception) -> ChannelClosed:
+        return ChannelClosed(f"the stream with {self._peer} ended: {error}")
+
+
+class Libp2pNetwork(INotifee):
+    """:class:`blyan_node.p2p.transport.Network` on a running host."""
+
+    def __init__(
+        self, host: corrections.QuietHost, swarm: Swarm, nursery: trio.Nursery, announced: tuple[str, ...]
+    ) -> None:
+        self._host = host
+        self._swarm = swarm
+        self._nursery = nursery
+        self._announced = announced
+        self._pubsub: gossip.SturdyPubsub | None = None
+        self._peer_id = PeerId(str(host.get_id()))
+        self._scores = Scores()
+        self._subscriptions = Subscriptions()
+        self._watchers = Watchers()
+        self._told: set[PeerId] = set()
+        self._streams: dict[PeerId, int] = {}
+        # H1: an exception that leaves a stream handler, the library's own included, ends the host
+        swarm.set_stream_handler(self._guarded_streams)
+        swarm.register_notifee(self)
+
+    def attach(self, pubsub: gossip.SturdyPubsub) -> None:
+        """Complete the network with its gossip, which needs :meth:`deliver` and :meth:`penalise` first."""
+        self._pubsub = pubsub
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This node."""
+        return self._peer_id
+
+    def addresses(self) -> tuple[str, ...]:
+        """Where this node can be dialled."""
+        if self._announced:
+            return self._announced
+        return tuple(f"{address}/p2p/{self._peer_id}" for address in self._host.get_transport_addrs())
+
+    def neighbours(self) -> frozenset[PeerId]:
+        """The peers with an open connection."""
+        return frozenset(
+            PeerId(str(peer))
+            for peer, connections in self._swarm.connections.items()
+            if any(not connection.is_closed for connection in connections)
+        )
+
+    async def connect(self, address: str) -> PeerId:
+        """Dial a multiaddr that ends in ``/p2p/PEER_ID``; see :class:`blyan_node.p2p.transport.Network`."""
+        target, peer = _dial_address(address)
+        if peer == self._peer_id:
+            raise Unreachable(f"{address} is this node itself")
+        if self._scores.refused(peer):
+            raise Unreachable(f"{peer} misbehaved and is refused for now")
+        if peer in self.neighbours():
+            return peer
+        identity = ID.from_string(peer)
+        corrections.forget_failed_dials(self._swarm, identity)
+        try:
+            # H7, H9: this very address, not the first that the library knows; a silent server must not hold us
+            with trio.fail_after(CONNECT_SECONDS):
+                await self._swarm.dial_addr(target, identity)
+        except trio.TooSlowError as error:
+            raise Unreachable(f"{address} did not answer within {CONNECT_SECONDS} s") from error
+        except (BaseLibp2pError, OSError) as error:
+            raise Unreachable(f"cannot connect to {address}: {_root(error)}") from error
+        return peer
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close the connection to a peer, if there is one."""
+        await self._swarm.close_peer(ID.from_string(peer))
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
+        """Open a stream to a neighbour; see :class:`blyan_node.p2p.transport.Network`."""
+        if peer not in self.neighbours():
+            raise Unreachable(f"not connected to {peer}")
+        try:
+            # H5: the stock muxer hangs at its 257th stream
+            with trio.fail_after(CONNECT_SECONDS):
+                raw = await self._host.new_stream(ID.from_string(peer), [TProtocol(protocol)])
+        except trio.TooSlowError as error:
+            raise Unreachable(f"{peer} opened no stream within {CONNECT_SECONDS} s") from error
+        except BaseLibp2pError as error:
+            raise Unreachable(f"{peer} opened no stream for {protocol}: {_root(error)}") from error
+        return Libp2pStream(_net_stream(raw))
+
+    def set_handler(self, protocol: str, handler: Handler) -> None:
+        """Serve a protocol; see :class:`blyan_node.p2p.transport.Network`."""
+
+        async def serve(raw: INetStream) -> None:
+            await handler(Libp2pStream(_net_stream(raw)))
+
+        self._host.set_stream_handler(TProtocol(protocol), serve)
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Gossip to all subscribers of a topic; see :class:`blyan_node.p2p.transport.Network`."""
+        if len(data) > MAX_GOSSIP:
+            raise ValueError(f"{len(data)} bytes of gossip; at most {MAX_GOSSIP} are carried")
+        await self._gossip().publish(topic, data)
+
+    def subscribe(
+        self, topic: str, validator: Validator, *, capacity: int
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Gossip]]:
+        """Subscribe to a topic; see :class:`blyan_node.p2p.transport.Network`."""
+        return self._subscribed(topic, validator, capacity)
+
+    @asynccontextmanager
+    async def _subscribed(
+        self, topic: str, validator: Validator, capacity: int
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Gossip]]:
+        async with self._subscriptions.open(topic, validator, capacity) as queue:
+            await self._gossip().subscribe(topic)
+            try:
+                yield queue
+            finally:
+                with briefly(1):
+                    await self._gossip().unsubscribe(topic)
+
+    def watch_peers(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[PeerChange]]:
+        """Deliver changes of the neighbourhood; see :class:`blyan_node.p2p.transport.Network`."""
+        return self._watchers.open(sorted(self._told))
+
+    def penalise(self, peer: PeerId, points: int, reason: str) -> None:
+        """Count a fault of a peer; see :class:`blyan_node.p2p.transport.Network`."""
+        logger.info("%d points against %s: %s", points, peer, reason)
+        if self._scores.add(peer, points):
+            logger.warning("%s reached the limit of faults (%s): disconnected, and refused for a while", peer, reason)
+            self._nursery.start_soon(self.disconnect, peer)
+
+    def deliver(self, topic: str, origin: PeerId, data: bytes) -> bool:
+        """Take a gossiped message; False if the topic's validator finds it wrong."""
+        return self._subscriptions.offer(topic, origin, data)
+
+    def _gossip(self) -> gossip.SturdyPubsub:
+        if self._pubsub is None:
+            raise RuntimeError("attach() comes first")
+        return self._pubsub
+
+    async def _guarded_streams(self, raw: INetStream) -> None:
+        """Negotiate and serve one incoming stream, whatever comes of it."""
+        peer = PeerId(str(raw.muxed_conn.peer_id))
+        open_now = self._streams.get(peer, 0)
+        if open_now >= STREAMS_OF_A_PEER:
+            self.penalise(peer, 1, f"more than {STREAMS_OF_A_PEER} streams at once")
+            await raw.reset()
+            return
+        self._streams[peer] = open_now + 1
+        try:
+            serve = functools.partial(self._serve_stream, raw)
+            await run_guarded(serve, Libp2pStream(_net_stream(raw)), "a stream", self.penalise)
+        finally:
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+
+    async def _serve_stream(self, raw: INetStream, _stream: Stream) -> None:
+        """Let the library find the protocol and its handler; what the handler raises comes through."""
+        try:
+            await self._host._swarm_stream_handler(raw)
+        except BaseLibp2pError as error:  # failed negotiations, streams that end early: everyday life
+            raise ChannelClosed(str(error) or type(error).__name__) from error
+
+    def _reconcile(self, connection: INetConn) -> PeerId:
+        """Tell the watchers if a peer came or went with this connection."""
+        peer = PeerId(str(connection.muxed_conn.peer_id))
+        connected = peer in self.neighbours()
+        if connected and peer not in self._told:
+            self._told.add(peer)
+            self._watchers.tell(PeerChange(peer, True))
+        elif not connected and peer in self._told:
+            self._told.remove(peer)
+            self._watchers.tell(PeerChange(peer, False))
+        return peer
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
+        """A connection was made (libp2p's notification)."""
+        await trio.lowlevel.checkpoint()
+        if self._scores.refused(PeerId(str(conn.muxed_conn.peer_id))):
+            self._nursery.start_soon(conn.close)
+            return
+        self._reconcile(conn)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
+        """A connection ended (libp2p's notification)."""
+        await trio.lowlevel.checkpoint()
+        self._reconcile(conn)
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
+        """Not of interest here."""
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
+        """Not of interest here."""
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Not of interest here."""
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Not of interest here."""
+
+
+def _net_stream(raw: INetStream) -> NetStream:
+    """The library's only stream class; its interface lacks half-closing."""
+    if not isinstance(raw, NetStream):
+        raise TypeError(f"{type(raw).__name__} is not a stream of py-libp2p's swarm")
+    return raw
+
+
+def _root(error: BaseException) -> str:
+    """What the innermost cause of an error says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def _parse(address: str) -> Multiaddr:
+    try:
+        return Multiaddr(address)
+    except (MultiaddrError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{address!r} is not a multiaddr like /ip4/203.0.113.7/tcp/4001") from error
+
+
+def _listen_address(listen: str) -> Multiaddr:
+    """Check a listen address, and that its port is free."""
+    address = _parse(listen)
+    parts = {protocol.name: value for protocol, value in address.items()}
+    host = parts.get("ip4") or parts.get("ip6")
+    if set(parts) not in ({"ip4", "tcp"}, {"ip6", "tcp"}) or host is None:
+        raise ConfigError(f"listen on an address like /ip4/0.0.0.0/tcp/4001, not {listen!r}")
+    ipaddress.ip_address(host)
+    port = int(parts["tcp"] or 0)
+    if port:
+        corrections.check_port(host, port)
+    return address
+
+
+def _dial_address(address: str) -> tuple[Multiaddr, PeerId]:
+    """Split a dialable address into where and whom; raise ConfigError where it is neither."""
+    target = _parse(address)
+    parts = [(protocol.name, value) for protocol, value in target.items()]
+    names = [name for name, _ in parts]
+    if len(names) != 3 or names[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or names[1:] != ["tcp", "p2p"]:
+        raise ConfigError(f"a peer's address is like /ip4/203.0.113.7/tcp/4001/p2p/16Uiu2..., not {address!r}")
+    peer = str(parts[2][1])
+    try:
+        public_key_of(peer)
+    except CodecError as error:
+        raise ConfigError(f"{address!r} names no peer of this network: {error}") from error
+    return target, PeerId(peer)
+
+
+def _announced(text: str, me: ID) -> str:
+    """Complete an announced address with our peer id."""
+    _parse(text)
+    return text if "/p2p/" in text else f"{text}/p2p/{me}"
