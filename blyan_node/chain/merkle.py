@@ -16,7 +16,7 @@ HASH_SIZE = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
-def leaf_hash(data: bytes | memoryview) -> bytes:
+def leaf_hash(data: bytes | bytearray | memoryview) -> bytes:
     """Hash the data of one leaf."""
     hasher = hashlib.sha256(b"\x00")
     hasher.update(data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import merge as merge_sorted
 from pathlib import Path
@@ -264,12 +265,7 @@ class Replica:
                 f"{show_address(key.address)} has written two blocks in the same place: the key runs on two machines, "
                 "or an old copy of its data came back. Nobody builds on it any more; start with a new key"
             )
-        if parents is None:
-            nodes = dict(self._dag.choose_parents(key.address))
-        else:
-            nodes = {parent: node for parent in parents if (node := self._dag.node(parent))}
-            if len(nodes) < len(set(parents)):
-                raise RuleError("a parent is not here")
+        nodes = self._parent_nodes(parents) if parents is not None else dict(self._dag.choose_parents(key.address))
         block = make_block(
             key,
             self.genesis.network,
@@ -285,6 +281,26 @@ class Replica:
         )
         self.accept(block.raw)
         return block
+
+    def choose_author(self, keys: Sequence[Key], parents: tuple[bytes, ...] | None) -> Key:
+        """Return the first key that may write on ``parents`` (on the tips, if None): one whose last block they cover.
+
+        Raises RuleError where there is none, or a parent is not here.
+        """
+        if parents is None:
+            return keys[0]
+        nodes = self._parent_nodes(parents).values()
+        for key in keys:
+            tips = (self._dag.node(branch.tip) for branch in self._dag.branches_of(key.address))
+            if all(any(node.reaches(tip) for node in nodes) for tip in tips if tip):
+                return key
+        raise RuleError(f"all {len(keys)} keys have blocks beside these parents: build on one of those first")
+
+    def _parent_nodes(self, parents: tuple[bytes, ...]) -> dict[bytes, Node]:
+        nodes = {parent: node for parent in parents if (node := self._dag.node(parent))}
+        if not nodes or len(nodes) < len(set(parents)):
+            raise RuleError("a block takes parents that are here, at least one")
+        return nodes
 
     def flush(self) -> None:
         """Return once everything accepted is on the disk. May run on another thread."""
