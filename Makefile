@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@[ -x $(BIN)/python ] || "$$(.ci/find-python "$(PYTHON)")" -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time takes a few minutes (PyTorch is large)."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# libp2p brings trio-typing, whose stubs of an old trio would shadow the types that trio itself has.
+	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs $(VENV)/lib/python3*/site-packages/outcome-stubs
 	@touch $@
 
 demo: $(STAMP) ## Four daemons, one model, three questions

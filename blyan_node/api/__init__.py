@@ -1,0 +1,1 @@
+"""HTTP of a node: OpenAI's routes, the network's own, authentication and limits."""

@@ -1,0 +1,192 @@
+"""The routes that generate: OpenAI's chat completions and the network's own ``/chat``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from blyan_node.api.body import read_json
+from blyan_node.api.errors import ApiError, error_body
+from blyan_node.api.requests import check_model, include_usage, read_chat, read_prompt
+from blyan_node.api.service import Service
+from blyan_node.api.streaming import Stream, while_connected
+from blyan_node.errors import BlyanError, GenerationFailed
+from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Started
+
+NANO = 10**9
+
+
+def hops(route: tuple[Hop, ...]) -> list[dict[str, Any]]:
+    """A route as JSON."""
+    return [asdict(hop) for hop in route]
+
+
+@asynccontextmanager
+async def _opened(service: Service, request: Generate) -> AsyncIterator[tuple[Started, AsyncIterator[Event]]]:
+    """Open a generation up to its first event, so that what fails before it is answered with a plain error."""
+    check_model(request.model, service.models())
+    async with service.generate(request) as events:
+        first = await anext(events)
+        if not isinstance(first, Started):
+            raise GenerationFailed("the generation ended before it began")
+        yield first, events
+
+
+async def _run(service: Service, request: Generate) -> tuple[Started, Finished]:
+    """Run a generation to its end."""
+    async with _opened(service, request) as (started, events):
+        async for event in events:
+            if isinstance(event, Finished):
+                return started, event
+    raise GenerationFailed("the generation ended without a result")
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def _timing(finished: Finished) -> dict[str, Any]:
+    """What this network adds to OpenAI's answers, under ``blyan``."""
+    return {
+        "route": hops(finished.route),
+        "first_token_ms": round(finished.first_token_ms, 3),
+        "latency_ms": round(finished.latency_ms, 3),
+    }
+
+
+class ChatCompletions:
+    """``POST /v1/chat/completions``."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whole or as a stream."""
+        fields = await read_json(scope, receive)
+        request, usage = read_chat(fields), include_usage(fields)
+        if fields.flag("stream"):
+            await while_connected(receive, lambda: self._stream(request, usage, send))
+            return
+        done = await while_connected(receive, lambda: _run(self._service, request))
+        if done is not None:
+            await JSONResponse(_completion(*done))(scope, receive, send)
+
+    async def _stream(self, request: Generate, usage: bool, send: Send) -> None:
+        stream = Stream(send, "text/event-stream; charset=utf-8")
+        base = {"id": _completion_id(), "object": "chat.completion.chunk", "created": int(time.time())}
+        text = ""
+        try:
+            async with _opened(self._service, request) as (started, events):
+                base["model"] = started.model
+                begin = {"route": hops(started.route), "prompt_tokens": started.prompt_tokens}
+                await stream.event(base | _delta({"role": "assistant", "content": ""}) | {"blyan": begin})
+                async for event in events:
+                    if isinstance(event, Piece):
+                        text += event.text
+                        await stream.event(base | _delta({"content": event.text}))
+                    elif isinstance(event, Finished):
+                        await stream.event(base | _delta({}, event.reason) | {"blyan": _timing(event)})
+                        if usage:
+                            counts = _usage(event.prompt_tokens, event.completion_tokens)
+                            await stream.event(base | {"choices": [], "usage": counts})
+                        await stream.done()
+        except BlyanError as error:
+            if not stream.started:
+                raise
+            # The status line is gone; what the client has got stands, and it is told so.
+            body = error_body(error)
+            body["error"]["partial"] = text
+            await stream.event(body)
+        await stream.close()
+
+
+def _completion_id() -> str:
+    return "chatcmpl-" + secrets.token_hex(12)
+
+
+def _delta(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
+
+
+def _completion(started: Started, finished: Finished) -> dict[str, Any]:
+    message = {"role": "assistant", "content": finished.text, "refusal": None}
+    return {
+        "id": _completion_id(),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": started.model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finished.reason}],
+        "usage": _usage(finished.prompt_tokens, finished.completion_tokens),
+        "blyan": _timing(finished),
+    }
+
+
+class Chat:
+    """``POST /chat`` {prompt, max_tokens, …}: text, and what it took."""
+
+    def __init__(self, service: Service, price_nano: int) -> None:
+        self._service, self._price_nano = service, price_nano
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = read_prompt(await read_json(scope, receive))
+        done = await while_connected(receive, lambda: _run(self._service, request))
+        if done is not None:
+            await JSONResponse(self._answer(*done))(scope, receive, send)
+
+    def _answer(self, started: Started, finished: Finished) -> dict[str, Any]:
+        tokens = finished.prompt_tokens + finished.completion_tokens
+        cost = tokens * self._price_nano
+        return {
+            "text": finished.text,
+            "tokens_used": tokens,
+            "nodes_used": list(dict.fromkeys(hop.peer for hop in finished.route)),
+            "latency_ms": round(finished.latency_ms, 3),
+            "cost_bly": cost / NANO,
+            "cost_nano": cost,
+            "model": started.model,
+            "route": hops(finished.route),
+            "finish_reason": finished.reason,
+        }
+
+
+class ImportModel:
+    """``POST /models`` {path, name}: publish a checkpoint that lies on this machine; progress as JSON lines.
+
+    The last line is ``{"published": true}`` or ``{"error": …}``.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        fields = await read_json(scope, receive)
+        path, name = fields.needed_text("path", most=4096), fields.text("name", most=64)
+        if unknown := fields.names() - {"path", "name"}:
+            raise ApiError(400, "unknown_parameter", f"not known here: {', '.join(sorted(unknown))}")
+        await while_connected(receive, lambda: self._stream(path, name, send))
+
+    async def _stream(self, path: str, name: str | None, send: Send) -> None:
+        stream = Stream(send, "application/x-ndjson")
+        try:
+            async with self._service.import_model(path, name) as steps:
+                async for step in steps:
+                    await stream.line(asdict(step))
+                await stream.line({"published": True})
+        except BlyanError as error:
+            if not stream.started:
+                raise
+            await stream.line(error_body(error))
+        await stream.close()

@@ -1,0 +1,108 @@
+"""What the HTTP API needs of a node. The node implements :class:`Service`; tests script one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from blyan_node.inference.generation import Event, Generate, Progress
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that this node knows of. ``missing`` names the units that nobody serves now; empty: it can run."""
+
+    name: str
+    created: int
+    """When it was published, in seconds since 1970."""
+    owner: str
+    context_length: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PeerStatus:
+    """A peer that this node is connected to or hears from. ``round_trip_ms`` None: not measured."""
+
+    peer: str
+    addresses: tuple[str, ...]
+    state: str
+    model: str | None
+    first: int | None
+    last: int | None
+    """Units served, inclusive indexes; None where it serves nothing."""
+    round_trip_ms: float | None
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """A model as this node sees it. Unit 0 is the embedding; the last is the head."""
+
+    name: str
+    id: str
+    units: tuple[str, ...]
+    stored: tuple[int, ...]
+    """Units whose weights lie on this node's disk."""
+    served: tuple[int, ...]
+    """Units that this node has loaded and serves."""
+    coverage: tuple[int, ...]
+    """For each unit, how many active peers serve it, this node included."""
+    complete: bool
+    """Whether all layers have been published."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a node. Sizes are bytes."""
+
+    version: str
+    peer_id: str
+    address: str
+    network: str
+    network_name: str
+    addresses: tuple[str, ...]
+    state: str
+    """joining, loading, serving or draining."""
+    uptime_s: float
+    sessions: int
+    peers: tuple[PeerStatus, ...]
+    models: tuple[ModelStatus, ...]
+    heads: tuple[str, ...]
+    """Ids of the newest blocks, sorted."""
+    blocks: int
+    memory_used: int
+    memory_limit: int | None
+    disk_used: int
+    disk_limit: int | None
+
+
+class Service(Protocol):
+    """The node, as the API sees it."""
+
+    def generate(self, request: Generate) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Open a generation; leaving the context cancels it, on every stage.
+
+        Entering, or iterating, raises RequestError, ModelUnavailable, Overloaded or GenerationFailed.
+        """
+        ...
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Models known here, those first that can run."""
+        ...
+
+    def status(self) -> Status:
+        """The state of this node now."""
+        ...
+
+    def ready(self) -> str | None:
+        """None if prompts can be answered now, else why not."""
+        ...
+
+    def import_model(self, path: str, name: str | None) -> AbstractAsyncContextManager[AsyncIterator[Progress]]:
+        """Read a checkpoint on this machine and publish it; leaving the context abandons what is not yet published.
+
+        Raises CheckpointError, DiskFull, RequestError.
+        """
+        ...

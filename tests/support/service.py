@@ -1,0 +1,106 @@
+"""A node that says what a test tells it to say."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Progress, Status
+from blyan_node.errors import BlyanError
+from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Started
+
+ROUTE = (
+    Hop("16Uiu2alice", "embed", "layer.1", 2, 1.5, 0.25),
+    Hop("16Uiu2bob", "layer.2", "head", 2, 2.0, 0.5),
+)
+
+
+@dataclass
+class ScriptedService:
+    """Answers every prompt with ``words``, then ends as ``end`` says, or hangs if ``hang``.
+
+    ``before`` is raised on entering, ``after`` after the words. Requests are kept in ``asked``; ``open`` counts
+    generations now running, and ``left`` is set when one has been left.
+    """
+
+    words: tuple[str, ...] = ("Hello", " wörld", "!")
+    reason: str = "stop"
+    before: BlyanError | None = None
+    after: BlyanError | None = None
+    hang: bool = False
+    why_not_ready: str | None = None
+    asked: list[Generate] = field(default_factory=list)
+    open: int = 0
+    left: trio.Event = field(default_factory=trio.Event)
+    steps: tuple[Progress, ...] = (Progress("read", 1, 2), Progress("read", 2, 2))
+    import_error: BlyanError | None = None
+    on_generate: Callable[[], None] = lambda: None
+
+    @asynccontextmanager
+    async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
+        self.asked.append(request)
+        self.on_generate()
+        if self.before:
+            raise self.before
+        self.open += 1
+        try:
+            async with aclosing(self._events()) as events:
+                yield events
+        finally:
+            self.open -= 1
+            self.left.set()
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        yield Started("tiny", 7, ROUTE)
+        for word in self.words:
+            await trio.lowlevel.checkpoint()
+            yield Piece(word, 1)
+        if self.hang:
+            await trio.sleep_forever()
+        if self.after:
+            raise self.after
+        yield Finished(self.reason, "".join(self.words), 7, len(self.words), 12.5, 30.0, ROUTE)
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        return (ModelInfo("tiny", 1_700_000_000, "0xabc", 512, ()),)
+
+    def status(self) -> Status:
+        return Status(
+            version="0.1.0",
+            peer_id="16Uiu2alice",
+            address="0xabc",
+            network="00" * 32,
+            network_name="test",
+            addresses=("/ip4/127.0.0.1/tcp/1/p2p/16Uiu2alice",),
+            state="serving",
+            uptime_s=12.0,
+            sessions=self.open,
+            peers=(PeerStatus("16Uiu2bob", (), "serving", "tiny", 3, 5, 0.5),),
+            models=(ModelStatus("tiny", "11" * 32, ("embed", "layer.0", "head"), (0, 1, 2), (0,), (1, 1, 1), True),),
+            heads=("22" * 32,),
+            blocks=5,
+            memory_used=1000,
+            memory_limit=None,
+            disk_used=2000,
+            disk_limit=None,
+        )
+
+    def ready(self) -> str | None:
+        return self.why_not_ready
+
+    @asynccontextmanager
+    async def import_model(self, path: str, name: str | None) -> AsyncIterator[AsyncIterator[Progress]]:
+        if self.before:
+            raise self.before
+        async with aclosing(self._import()) as steps:
+            yield steps
+
+    async def _import(self) -> AsyncGenerator[Progress, None]:
+        for step in self.steps:
+            await trio.lowlevel.checkpoint()
+            yield step
+        if self.import_error:
+            raise self.import_error
