@@ -143,7 +143,7 @@ def _create(path: Path) -> None:
 
 
 def _load(path: Path) -> Key:
-    with path.open() as file:
+    with path.open(encoding="ascii", errors="replace") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         if mode & 0o077:
             raise LocalError(f"the key file {path} can be read by others (mode {mode:o}); run: chmod 600 {path}")
