@@ -6,10 +6,10 @@ This and its neighbours :mod:`wire`, :mod:`gossip` and :mod:`corrections` are al
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
@@ -24,12 +24,11 @@ from libp2p.peer.peerstore import PeerStore
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
-from blyan_node.errors import ChannelClosed, CodecError, ConfigError, Unreachable
+from blyan_node.errors import ChannelClosed, ConfigError, Unreachable
 from blyan_node.p2p import corrections, gossip, wire
+from blyan_node.p2p.address import parse_address, parse_dialable
 from blyan_node.p2p.guard import Scores, briefly, run_guarded
-from blyan_node.p2p.identity import public_key_of
 from blyan_node.p2p.local import Subscriptions, Watchers
 from blyan_node.p2p.transport import (
     MAX_GOSSIP,
@@ -74,7 +73,7 @@ async def open_host(secret: bytes, *, listen: str, announce: tuple[str, ...] = (
     host = corrections.QuietHost(swarm, disable_identify_address_discovery=True)
     router = gossip.SturdyGossipSub()
     async with trio.open_nursery() as nursery:
-        network = Libp2pNetwork(host, swarm, nursery, tuple(_announced(text, me) for text in announce))
+        network = Libp2pNetwork(host, swarm, nursery, tuple(_announced(text, PeerId(str(me))) for text in announce))
         pubsub = gossip.SturdyPubsub(host, router, network.deliver, network.penalise)
         network.attach(pubsub)
         async with host.run([]), background_trio_service(pubsub), background_trio_service(router):
@@ -210,7 +209,7 @@ class Libp2pNetwork(INotifee):
 
     async def connect(self, address: str) -> PeerId:
         """Dial a multiaddr that ends in ``/p2p/PEER_ID``; see :class:`blyan_node.p2p.transport.Network`."""
-        target, peer = _dial_address(address)
+        target, peer = parse_dialable(address)
         if peer == self._peer_id:
             raise Unreachable(f"{address} is this node itself")
         if self._scores.refused(peer):
@@ -222,7 +221,7 @@ class Libp2pNetwork(INotifee):
         try:
             # H7, H9: this very address, not the first that the library knows; a silent server must not hold us
             with trio.fail_after(CONNECT_SECONDS):
-                await self._swarm.dial_addr(target, identity)
+                await self._swarm.dial_addr(Multiaddr(str(target)), identity)
         except trio.TooSlowError as error:
             raise Unreachable(f"{address} did not answer within {CONNECT_SECONDS} s") from error
         except (BaseLibp2pError, OSError) as error:
@@ -375,43 +374,19 @@ def _root(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _parse(address: str) -> Multiaddr:
-    try:
-        return Multiaddr(address)
-    except (MultiaddrError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{address!r} is not a multiaddr like /ip4/203.0.113.7/tcp/4001") from error
-
-
 def _listen_address(listen: str) -> Multiaddr:
     """Check a listen address, and that its port is free."""
-    address = _parse(listen)
-    parts = {protocol.name: value for protocol, value in address.items()}
-    host = parts.get("ip4") or parts.get("ip6")
-    if set(parts) not in ({"ip4", "tcp"}, {"ip6", "tcp"}) or host is None:
+    address = parse_address(listen)
+    if address.kind not in ("ip4", "ip6") or address.peer is not None:
         raise ConfigError(f"listen on an address like /ip4/0.0.0.0/tcp/4001, not {listen!r}")
-    ipaddress.ip_address(host)
-    port = int(parts["tcp"] or 0)
-    if port:
-        corrections.check_port(host, port)
-    return address
+    if address.port:
+        corrections.check_port(address.host, address.port)
+    return Multiaddr(str(address))
 
 
-def _dial_address(address: str) -> tuple[Multiaddr, PeerId]:
-    """Split a dialable address into where and whom; raise ConfigError where it is neither."""
-    target = _parse(address)
-    parts = [(protocol.name, value) for protocol, value in target.items()]
-    names = [name for name, _ in parts]
-    if len(names) != 3 or names[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or names[1:] != ["tcp", "p2p"]:
-        raise ConfigError(f"a peer's address is like /ip4/203.0.113.7/tcp/4001/p2p/16Uiu2..., not {address!r}")
-    peer = str(parts[2][1])
-    try:
-        public_key_of(peer)
-    except CodecError as error:
-        raise ConfigError(f"{address!r} names no peer of this network: {error}") from error
-    return target, PeerId(peer)
-
-
-def _announced(text: str, me: ID) -> str:
+def _announced(text: str, me: PeerId) -> str:
     """Complete an announced address with our peer id."""
-    _parse(text)
-    return text if "/p2p/" in text else f"{text}/p2p/{me}"
+    address = parse_address(text)
+    if address.peer not in (None, me):
+        raise ConfigError(f"the announced address {text!r} is another peer's")
+    return str(replace(address, peer=me))
