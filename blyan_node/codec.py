@@ -116,7 +116,7 @@ def to_value(item: Any) -> Value:
 
 def from_value(cls: type[T], value: Value) -> T:
     """Build a dataclass from a decoded array; raise CodecError where a type or a bound is broken."""
-    return typing.cast(T, _reader(cls)(value))
+    return typing.cast(T, _reader(typing.cast(Any, cls))(value))
 
 
 Reader = Callable[[Value], Any]
@@ -135,7 +135,7 @@ def _reader(hint: Any) -> Reader:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return _repeated(_reader(arguments[0]))
         return _fixed(tuple(_reader(part) for part in arguments), tuple)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint, include_extras=True)
         readers = tuple(_reader(hints[field.name]) for field in dataclasses.fields(hint))
         return _fixed(readers, lambda parts: typing.cast(Any, hint)(*parts), name=hint.__name__)

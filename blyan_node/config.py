@@ -118,6 +118,7 @@ REACHABLE = matching(_ADDRESS + r"(/p2p/[A-Za-z0-9]+)?", "a multiaddr such as /d
 PEER = matching(
     _ADDRESS + r"/p2p/[A-Za-z0-9]+", "a multiaddr with a peer id, such as /ip4/10.0.0.1/tcp/4001/p2p/16Uiu2…"
 )
+MODEL = matching(r"\S[^,]*", "the name or id of a model")
 DEVICE = matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 
 
@@ -151,6 +152,7 @@ class NodeConfig:
     price_nano: int = _setting(integer(0, 10**15), 0, "price of one token, in 10^-9 BLY")
     memory_limit: int | None = _setting(SIZE, None, "most memory for weights and KV cache together")
     disk_limit: int | None = _setting(SIZE, None, "most disk space for weights")
+    models: tuple[str, ...] = _setting(several(MODEL), (), "names or ids of the models to serve; none: all")
     device: str = _setting(DEVICE, "auto", "where layers run")
     dtype: str = _setting(choice("auto", "float32", "bfloat16"), "auto", "what layers compute in")
     threads: int = _setting(integer(1, 1024), 1, "threads that compute layers")

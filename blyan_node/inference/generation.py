@@ -84,3 +84,12 @@ class Finished:
 
 
 Event = Started | Piece | Finished
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long piece of work is: ``done`` of ``total`` steps of ``stage``, a phrase to show to a person."""
+
+    stage: str
+    done: int
+    total: int

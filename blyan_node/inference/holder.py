@@ -1,0 +1,220 @@
+"""What this node holds: choose a range, announce it, fetch its blobs, load it, serve it; then store more than that.
+
+Nobody tells a node what to hold. It looks at the view that all share, says what it means to do, waits a moment, looks
+again, and does it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from blyan_node.chain.catalog import ModelEntry
+from blyan_node.chain.records import BlobRef
+from blyan_node.errors import IntegrityError, RuleError, StoreError
+from blyan_node.inference.heart import LEAST_APART, Heart
+from blyan_node.inference.library import Library, demand
+from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Held
+from blyan_node.inference.placement import Demand, Range, choose, should_move
+from blyan_node.inference.stage import Loaded, Stage
+from blyan_node.inference.swarm import SwarmView
+from blyan_node.model.shard import Shard
+from blyan_node.model.spec import ModelSpec
+from blyan_node.p2p.transport import PeerId
+from blyan_node.relay.blobs import BlobExchange
+from blyan_node.relay.blocks import Relay
+from blyan_node.worker import Workers
+
+log = logging.getLogger(__name__)
+
+JITTER = (0.3, 1.2)  # seconds between announcing an intent and acting on it
+LOOK_EVERY = 2.0
+STORE_ALL_UP_TO = 8  # peers: in a net of that size everybody stores every blob
+KV_SHARE = 0.25  # of the memory limit is for caches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this node means to hold, or holds."""
+
+    model: ModelEntry
+    span: Range
+    state: int
+
+    def held(self) -> Held:
+        """The same as a heartbeat says it."""
+        return Held(self.model.id, self.model.version, self.span.first, self.span.last, self.state)
+
+
+class Holder:
+    """Keeps one shard loaded, where the swarm needs it most."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        relay: Relay,
+        library: Library,
+        exchange: BlobExchange,
+        view: SwarmView,
+        heart: Heart,
+        stage: Stage,
+        workers: Workers,
+        *,
+        memory: int,
+        dtype: str,
+        device: str,
+    ) -> None:
+        self._me, self._relay, self._library, self._exchange = me, relay, library, exchange
+        self._view, self._heart, self._stage, self._workers = view, heart, stage, workers
+        self._memory, self._dtype, self._device = memory, dtype, device
+        self.plan: Plan | None = None
+        self.fetched_bytes = 0
+        self.draining = False
+
+    def held(self) -> tuple[Held, ...]:
+        """For the heartbeat."""
+        return (self.plan.held(),) if self.plan else ()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold what is needed until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._store_more)
+            task_status.started()
+            while True:
+                seen = self._relay.changed.count
+                try:
+                    await self._look()
+                except (RuleError, StoreError) as error:
+                    # Bad weights or a full disk: say so, serve nothing of it, look again later.
+                    log.error("cannot hold %s: %s", self.plan, error)
+                    self._announce(None)
+                    await trio.sleep(LOOK_EVERY * 2)
+                await self._relay.changed.after(seen, most=LOOK_EVERY)
+
+    async def drain(self) -> None:
+        """Say that this node leaves: nobody plans a route through it any more."""
+        self.draining = True
+        if self.plan is not None:
+            self._announce(Plan(self.plan.model, self.plan.span, DRAINING))
+        await trio.sleep(2 * LEAST_APART)  # the heartbeat that says so is out by then
+
+    async def _look(self) -> None:
+        """One look at the swarm: take up a range where this node has none, move where a gap calls for it."""
+        models = self._library.models()
+        if not models or self.draining:
+            return
+        now = trio.current_time()
+        if self.plan is not None and self.plan.model in models:
+            target = should_move(
+                self._demand(self.plan.model), self.plan.span, self._view, self._budget, self._stage.layer_us, now,
+                me=self._me,
+            )  # fmt: skip
+            if target is not None:
+                log.info("moving from %s to %s: nobody holds some of it", self.plan.span, target)
+                await self._take_up(self.plan.model, target)
+            return
+        if (chosen := await self._settle(models)) is not None:
+            await self._take_up(*chosen)
+
+    async def _settle(self, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, Range] | None:
+        """Announce an intent, wait a jitter, look again; until two looks agree."""
+        intent: tuple[ModelEntry, Range] | None = None
+        while True:
+            wanted = self._choose(models)
+            if wanted is None or wanted == intent:
+                return wanted
+            intent = wanted
+            self._announce(Plan(*intent, LOADING))
+            await trio.sleep(random.uniform(*JITTER))
+
+    def _choose(self, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, Range] | None:
+        """The model whose weakest unit is weakest, and the range of it to hold."""
+        now = trio.current_time()
+        weakest = min(
+            models, key=lambda model: len(self._view.serving(model.id, model.version, now)) / max(1, len(model.units))
+        )
+        span = choose(self._demand(weakest), self._view, self._budget, self._stage.layer_us, now, me=self._me)
+        if span is None:
+            log.warning(
+                "not one unit of %s fits in %d MB: raise memory_limit to serve it", weakest.name, self._budget >> 20
+            )
+            return None
+        return weakest, span
+
+    @property
+    def _budget(self) -> int:
+        return int(self._memory * (1 - KV_SHARE))
+
+    def _demand(self, model: ModelEntry) -> Demand:
+        return demand(model, self._dtype)
+
+    def _announce(self, plan: Plan | None) -> None:
+        self.plan = plan
+        self._heart.urgent.beat()
+
+    async def _take_up(self, model: ModelEntry, span: Range) -> None:
+        """Fetch what is missing of a range, load it, serve it."""
+        before = self.plan
+        if self._stage.loaded is None:
+            self._announce(Plan(model, span, LOADING))
+        spec = ModelSpec.from_json(model.spec)
+        needed = {blob for unit in spec.units[span.first : span.last + 1] for blob in spec.blobs_for(unit)}
+        began = time.monotonic()
+        for unit in sorted(spec.units.index(name) for name in needed):
+            await self._fetch_unit(model, unit)
+        await self._exchange.fetch(model.tokenizer, lambda: self._library.holders(model))
+        log.info("have the blobs of units %d..%d after %.1f s", span.first, span.last, time.monotonic() - began)
+        paths = {name: self._exchange.blobs.path(model.layers[spec.units.index(name)]) for name in needed}
+        refs = [model.layers[spec.units.index(name)] for name in needed]
+        await self._workers.disk.run(self._verify, refs)
+        layers = sum(unit.startswith("layer.") for unit in spec.units[span.first : span.last + 1])
+        room = self._memory - self._demand(model).size(span)
+        shard = await self._workers.compute.run(
+            Shard.load, spec, span.first, span.last, paths, dtype=self._dtype, device=self._device, cache_tokens=room // max(1, layers * spec.kv_bytes(self._dtype))
+        )
+        self._stage.load(Loaded(model.id, model.version, span.first, span.last, shard))
+        self._announce(Plan(model, span, SERVING))
+        log.info("serving units %s..%s of %s (was %s)", spec.units[span.first], spec.units[span.last], model.name, before)
+
+    def _verify(self, refs: list[BlobRef]) -> None:
+        for ref in refs:
+            try:
+                self._exchange.blobs.verify(ref)
+            except IntegrityError:
+                self._exchange.blobs.remove(ref)  # what is left of it is worthless: fetch it again
+                raise
+
+    async def _fetch_unit(self, model: ModelEntry, unit: int) -> None:
+        ref = model.layers[unit]
+        if not self._exchange.blobs.has(ref):
+            await self._exchange.fetch(ref, lambda: self._others_storing(model, unit), self._count)
+
+    def _others_storing(self, model: ModelEntry, unit: int) -> list[PeerId]:
+        peers = [peer for peer in self._view.storing(model.id, unit, trio.current_time()) if peer != self._me]
+        random.shuffle(peers)
+        return peers
+
+    def _count(self, size: int) -> None:
+        self.fetched_bytes += size
+
+    async def _store_more(self) -> None:
+        """Store units beyond those served, so that either side of a split can fill its gaps from disk."""
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            if self.plan is None or self.plan.state != SERVING:
+                continue  # serving comes first
+            peers = len(self._view.active(trio.current_time()))
+            for model in self._library.models():
+                units = sorted(set(model.layers) - self._library.stored(model))
+                for unit in units if peers <= STORE_ALL_UP_TO else ():
+                    try:
+                        await self._fetch_unit(model, unit)
+                    except StoreError as error:
+                        log.warning("storing no more than is served: %s", error)
+                        await trio.sleep(60)
+                    self._heart.urgent.beat()

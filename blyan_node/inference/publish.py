@@ -1,0 +1,55 @@
+"""A model's way onto the chain: read a checkpoint, store each unit as a blob, sign a manifest and a record per layer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.keys import Key
+from blyan_node.chain.records import BlobRef, Layer, Manifest, make_record
+from blyan_node.errors import RequestError
+from blyan_node.inference.generation import Progress
+from blyan_node.model.importing import Checkpoint, open_checkpoint, write_unit
+from blyan_node.relay.blocks import Relay
+from blyan_node.worker import Lane
+
+MAX_NAME = 64
+
+
+async def publish_model(
+    path: Path, name: str | None, *, relay: Relay, blobs: BlobStore, key: Key, disk: Lane
+) -> AsyncGenerator[Progress, None]:
+    """Import a GGUF file or a Hugging Face directory and publish it; yield progress, a step per unit.
+
+    The blobs are on disk before the first record leaves, so a reader of the chain never waits for what nobody has.
+    Importing the same file again adds no second copy of its blobs. Raises CheckpointError, DiskFull.
+    """
+    name = name or path.stem
+    if not 0 < len(name.encode()) <= MAX_NAME:
+        raise RequestError(f"a model's name has 1 to {MAX_NAME} bytes: give another with --name", param="name")
+    yield Progress("reading the checkpoint", 0, 1)
+    checkpoint = await disk.run(open_checkpoint, path)
+    units = checkpoint.spec.units
+    tokenizer = await disk.run(blobs.add, [checkpoint.tokenizer])
+    refs: list[BlobRef] = []
+    for index, unit in enumerate(units):
+        yield Progress(f"storing {unit}", index, len(units))
+        refs.append(await disk.run(_store, checkpoint, unit, blobs))
+    yield Progress("publishing", len(units), len(units))
+    network, nonce = relay.replica.genesis.network, relay.replica.catalog().next_nonce(key.address)
+    manifest = make_record(key, network, Manifest(name, checkpoint.spec.to_json(), units, tokenizer), nonce=nonce)
+    await relay.publish([manifest], chain="A", type="manifest")
+    for index, ref in enumerate(refs):
+        record = make_record(key, network, Layer(manifest.id, index, ref), nonce=nonce + 1 + index)
+        await relay.publish([record], chain="B", type="layer")
+    yield Progress("published", len(units), len(units))
+
+
+def _store(checkpoint: Checkpoint, unit: str, blobs: BlobStore) -> BlobRef:
+    file = blobs.directory / "importing.tmp"  # the store sweeps away what a crash leaves of it
+    try:
+        write_unit(checkpoint.unit(unit), file)
+        return blobs.add(file)
+    finally:
+        file.unlink(missing_ok=True)

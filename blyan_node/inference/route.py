@@ -1,0 +1,121 @@
+"""Which peers a prompt walks through: the cheapest path over unit boundaries. Pure.
+
+The nodes of the graph are (boundary, peer): "units below the boundary are done and the activations are at this peer".
+An edge runs a span of units on a peer that serves them; it costs the way there, the compute of the span by the peer's
+own measured time per layer, and the queue in front of it. Dijkstra is not needed: boundaries only grow, so one sweep
+from left to right finds the shortest path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from blyan_node.errors import ModelUnavailable
+from blyan_node.inference.messages import MAX_STAGES, Leg
+from blyan_node.inference.swarm import Seen, SwarmView
+from blyan_node.p2p.transport import PeerId
+
+HOP = 0.001  # seconds that any hop costs, measured or not: framing, waking, one more batch to wait for
+UNMEASURED = 0.050  # assumed round trip to a peer that was never measured
+AVOID_FIRST = 2.0  # seconds that a peer is avoided after a failure; doubles with each further one
+AVOID_MOST = 120.0
+
+
+@dataclass
+class Measurements:
+    """What this node has measured of its peers: smoothed round trips in seconds, and failures."""
+
+    round_trips: dict[PeerId, float] = field(default_factory=dict)
+    _failures: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
+
+    def failed(self, peer: PeerId, now: float) -> None:
+        """A session failed at this peer: avoid it for a growing while."""
+        count = self._failures.get(peer, (0, 0.0))[0] + 1
+        self._failures[peer] = (count, now + min(AVOID_FIRST * 2 ** (count - 1), AVOID_MOST))
+
+    def succeeded(self, peer: PeerId) -> None:
+        """A session went well at this peer: forget its failures."""
+        self._failures.pop(peer, None)
+
+    def avoided(self, peer: PeerId, now: float) -> bool:
+        """Is the peer to be avoided now?"""
+        return self._failures.get(peer, (0, 0.0))[1] > now
+
+    def reach(self, peer: PeerId) -> float:
+        """Seconds to reach a peer, one way."""
+        return self.round_trips.get(peer, UNMEASURED) / 2
+
+
+def plan(
+    view: SwarmView,
+    model: bytes,
+    version: bytes,
+    unit_names: tuple[str, ...],
+    measurements: Measurements,
+    *,
+    me: PeerId,
+    now: float,
+) -> tuple[Leg, ...]:
+    """Return the legs of the cheapest route that covers all units once, in order.
+
+    A peer that failed lately is used only where nobody else serves a unit. Raises ModelUnavailable, naming the units
+    that nobody serves.
+    """
+    spans = [(seen, held.first, held.last) for seen, held in view.serving(model, version, now)]
+    trusted = [span for span in spans if not measurements.avoided(span[0].peer, now)]
+    for candidates in (trusted, spans):
+        if legs := _shortest(candidates, len(unit_names), measurements, me):
+            return legs
+    missing = [unit_names[unit] for unit in view.missing(model, version, len(unit_names), now)]
+    raise ModelUnavailable(f"no active peer serves {_ranges(missing, unit_names)}; try again when more peers have joined")
+
+
+def _shortest(
+    spans: list[tuple[Seen, int, int]], units: int, measurements: Measurements, me: PeerId
+) -> tuple[Leg, ...] | None:
+    # best[b][peer] = (cost, legs) of the cheapest way to have units 0..b-1 done with the result at peer
+    best: list[dict[PeerId, tuple[float, tuple[Leg, ...]]]] = [{} for _ in range(units + 1)]
+    best[0][me] = (0.0, ())
+    # It pays to hand over only where the giver's range ends or the taker's begins.
+    joints = sorted({last + 1 for _, _, last in spans} | {first for _, first, _ in spans})
+    for boundary in range(units):
+        if not best[boundary]:
+            continue
+        for seen, first, last in spans:
+            if not first <= boundary <= last:
+                continue
+            ways = [
+                (so_far + _way(here, seen.peer, me, measurements), legs)
+                for here, (so_far, legs) in best[boundary].items()
+                if len(legs) < MAX_STAGES and not (legs and here == seen.peer)
+            ]
+            if not ways:
+                continue
+            cost, legs = min(ways, key=lambda way: way[0])
+            cost += seen.heartbeat.queue * seen.heartbeat.layer_us / 1e6
+            for end in joints:
+                if boundary < end <= last + 1:
+                    total = cost + (end - boundary) * seen.heartbeat.layer_us / 1e6
+                    if seen.peer not in best[end] or total < best[end][seen.peer][0]:
+                        best[end][seen.peer] = (total, (*legs, Leg(seen.peer, boundary, end - 1)))
+    if not best[units]:
+        return None
+    return min(best[units].values(), key=lambda found: found[0])[1]
+
+
+def _way(here: PeerId, there: PeerId, me: PeerId, measurements: Measurements) -> float:
+    """Seconds from one peer to another. Only ways from ``me`` are measured; others are taken as via both ends."""
+    if here == there:
+        return 0.0
+    return HOP + sum(measurements.reach(peer) for peer in (here, there) if peer != me)
+
+
+def _ranges(missing: list[str], names: tuple[str, ...]) -> str:
+    """Name runs of units briefly: ``embed..layer.7, head``."""
+    runs: list[tuple[int, int]] = []
+    for index in (names.index(name) for name in missing):
+        if runs and runs[-1][1] == index - 1:
+            runs[-1] = (runs[-1][0], index)
+        else:
+            runs.append((index, index))
+    return ", ".join(names[a] if a == b else f"{names[a]}..{names[b]}" for a, b in runs) or "all units along one route"

@@ -1,0 +1,332 @@
+"""The serving side of a prompt's journey: receive, batch, compute, send on.
+
+A stage holds one shard. Each session has a seat on it: its cache, its place in the route, and the inputs that wait.
+One task gathers whatever is ready, of all sessions, into a batch, runs the layers once on the compute lane, and sends
+each result to where its session goes next; the last stage draws the token.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import trio
+
+from blyan_node.errors import Overloaded, PeerError, Refused, RuleError
+from blyan_node.inference.generation import Sampling
+from blyan_node.inference.messages import (
+    MILLION,
+    OPEN,
+    Activations,
+    Close,
+    Drawn,
+    Failed,
+    Leg,
+    Open,
+    Opened,
+    Tokens,
+)
+from blyan_node.inference.pipeline import Pipeline
+from blyan_node.model.activation import Activation
+from blyan_node.model.cache import Cache
+from blyan_node.model.shard import Result, Shard, Work
+from blyan_node.p2p import rpc
+from blyan_node.p2p.transport import Network, PeerId
+from blyan_node.pulse import Pulse
+from blyan_node.worker import Lane
+
+log = logging.getLogger(__name__)
+
+MAX_SEATS = 1024
+BATCH_TOKENS = 1024  # positions that one step computes at most, over all sessions
+IDLE = 120.0  # seconds without a frame after which a session's seat is free again
+FORGED = 20  # points for a frame from a peer that the session did not name
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A shard in memory: units ``first`` to ``last`` inclusive of one version of a model."""
+
+    model: bytes
+    version: bytes
+    first: int
+    last: int
+    shard: Shard
+
+
+@dataclass
+class Input:
+    """What waits to be computed: token ids on stage 0, activations elsewhere."""
+
+    position: int
+    count: int
+    more: bool
+    tokens: tuple[int, ...] | None
+    activation: Activation | None
+    trace: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Seat:
+    """A session's place here. ``inputs`` is bounded by the session's own limit: positions only go forward, up to it."""
+
+    open: Open
+    entry: PeerId
+    cache: Cache
+    expected: int = 0
+    touched: float = 0.0
+    inputs: deque[Input] = field(default_factory=deque)
+
+    @property
+    def leg(self) -> Leg:
+        """This stage's part of the route."""
+        return self.open.route[self.open.stage]
+
+    @property
+    def is_last(self) -> bool:
+        """Does this stage draw the tokens?"""
+        return self.open.stage == len(self.open.route) - 1
+
+    @property
+    def before(self) -> PeerId:
+        """Who sends the activations: the stage before, or on stage 0 (for token ids) the entry."""
+        return PeerId(self.open.route[self.open.stage - 1].peer) if self.open.stage else self.entry
+
+    @property
+    def drawer(self) -> PeerId:
+        """The last stage."""
+        return PeerId(self.open.route[-1].peer)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How this session's tokens are drawn."""
+        return Sampling(self.open.temperature / MILLION, self.open.top_p / MILLION, self.open.seed)
+
+
+class Stage:
+    """Serves sessions on the shard that is loaded, if any."""
+
+    def __init__(self, network: Network, pipeline: Pipeline, compute: Lane) -> None:
+        self._network, self._pipeline, self._compute = network, pipeline, compute
+        self.loaded: Loaded | None = None
+        self.seats: dict[bytes, Seat] = {}
+        self.layer_us = 1000  # smoothed microseconds per layer and decode step; a guess until measured
+        self.tokens_computed = 0
+        self._ready = Pulse()
+        self._failures: deque[tuple[PeerId, Failed]] = deque(maxlen=MAX_SEATS)  # when full, the oldest goes untold
+        self._failed = Pulse()
+        pipeline.on(Tokens, self._on_tokens)
+        pipeline.on(Activations, self._on_activations)
+        pipeline.on(Drawn, self._on_drawn)
+        pipeline.on(Close, self._on_close)
+        pipeline.on_lost(self._on_lost)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        rpc.serve(self._network, OPEN, self.open, concurrency=64)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._expire)
+            nursery.start_soon(self._tell_failures)
+            task_status.started()
+            seen = 0
+            while True:
+                seen = await self._ready.after(seen)
+                while batch := self._gather():
+                    await self._step(batch)
+
+    # --- what is loaded ---
+
+    def load(self, loaded: Loaded) -> None:
+        """Serve this shard from now on, in place of what was loaded before."""
+        self.unload()
+        self.loaded = loaded
+
+    def unload(self) -> None:
+        """Serve nothing: the sessions that are here end, and their entries hear why."""
+        for seat in list(self.seats.values()):
+            self._fail(seat, "this stage no longer serves these layers")
+        self.loaded = None
+
+    # --- opening and closing ---
+
+    async def open(self, peer: PeerId, request: Open) -> Opened:
+        """Reserve a seat, or raise Refused with the reason."""
+        if request.session in self.seats:
+            raise Refused("the session is open already")
+        if len(self.seats) >= MAX_SEATS:
+            raise Refused(f"all {MAX_SEATS} places are taken")
+        if request.stage >= len(request.route) or request.route[request.stage].peer != self._pipeline.me:
+            raise Refused("the route does not name this peer at that stage")
+        leg, loaded = request.route[request.stage], self.loaded
+        if loaded is None or (loaded.model, loaded.version) != (request.model, request.version):
+            raise Refused("that model or version is not served here")
+        if not loaded.first <= leg.first <= leg.last <= loaded.last:
+            raise Refused(f"units {leg.first}..{leg.last} are not served here")
+        try:
+            cache = loaded.shard.open(request.session, request.limit, leg.first, leg.last)
+        except (RuleError, Overloaded) as error:
+            raise Refused(str(error)) from error
+        self.seats[request.session] = Seat(request, peer, cache, touched=trio.current_time())
+        return Opened(request.epoch)
+
+    def _on_close(self, peer: PeerId, frame: Close) -> None:
+        seat = self.seats.get(frame.session)
+        if seat is not None and seat.entry == peer:
+            self._leave(seat)
+
+    def _leave(self, seat: Seat) -> None:
+        if self.seats.pop(seat.open.session, None) is not None:
+            seat.inputs.clear()
+            seat.cache.close()
+
+    def _fail(self, seat: Seat, reason: str, culprit: str = "") -> None:
+        """End a session here and have its entry told."""
+        self._leave(seat)
+        self._failures.append((seat.entry, Failed(seat.open.session, seat.open.epoch, reason[:400], culprit)))
+        self._failed.beat()
+
+    async def _tell_failures(self) -> None:
+        seen = 0
+        while True:
+            seen = await self._failed.after(seen)
+            while self._failures:
+                entry, frame = self._failures.popleft()
+                try:
+                    await self._pipeline.send(entry, frame)
+                except PeerError as error:
+                    log.info("could not tell %s that its session failed: %s", entry, error)
+
+    def _on_lost(self, peer: PeerId) -> None:
+        for seat in list(self.seats.values()):
+            if seat.entry == peer:
+                self._leave(seat)
+            elif any(leg.peer == peer for leg in seat.open.route):
+                self._fail(seat, f"lost {peer}", culprit=peer)
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(IDLE / 4)
+            now = trio.current_time()
+            for seat in [seat for seat in self.seats.values() if now - seat.touched > IDLE]:
+                self._fail(seat, f"nothing was heard for {IDLE:.0f} s")
+
+    # --- frames in ---
+
+    def _on_tokens(self, peer: PeerId, frame: Tokens) -> None:
+        seat = self._seat_for(frame, peer, first=True)
+        if seat is not None:
+            self._enqueue(seat, Input(frame.position, len(frame.ids), frame.more, frame.ids, None, ()))
+
+    def _on_activations(self, peer: PeerId, frame: Activations) -> None:
+        seat = self._seat_for(frame, peer, first=False)
+        if seat is None or self.loaded is None:
+            return
+        spec = self.loaded.shard.spec
+        activation = Activation(frame.dtype, (frame.count, spec.hidden_size), frame.data)
+        try:
+            activation.check(spec, frame.dtype, frame.count)
+        except RuleError as error:
+            self._fail(seat, str(error), culprit=peer)
+            return
+        reach = int(self._pipeline.round_trip(peer) / 2 * 1e6)
+        self._enqueue(
+            seat, Input(frame.position, frame.count, frame.more, None, activation, (*frame.trace, (reach, 0)))
+        )
+
+    def _on_drawn(self, peer: PeerId, frame: Drawn) -> None:
+        """Stage 0 feeds the token that the last stage drew into the next round."""
+        seat = self.seats.get(frame.session)
+        if seat is None or seat.open.epoch != frame.epoch or seat.open.stage != 0 or seat.drawer != peer:
+            return  # this node is the entry of that session, or it is over
+        if frame.token not in seat.open.stop_tokens and frame.position + 1 < seat.open.limit:
+            self._enqueue(seat, Input(frame.position, 1, False, (frame.token,), None, ()))
+
+    def _seat_for(self, frame: Tokens | Activations, peer: PeerId, *, first: bool) -> Seat | None:
+        """The seat that a frame is for; None where it is over, stale, or the frame is not that peer's to send."""
+        seat = self.seats.get(frame.session)
+        if seat is None or seat.open.epoch != frame.epoch:
+            return None
+        if (seat.open.stage == 0) != first or seat.before != peer:
+            self._network.penalise(peer, FORGED, "sent a frame for a session that is not its own")
+            return None
+        return seat
+
+    def _enqueue(self, seat: Seat, item: Input) -> None:
+        if item.position != seat.expected or item.position + item.count > seat.open.limit:
+            self._fail(seat, f"position {item.position} where {seat.expected} was expected")
+            return
+        seat.expected += item.count
+        seat.touched = trio.current_time()
+        seat.inputs.append(item)
+        self._ready.beat()
+
+    # --- compute ---
+
+    def _gather(self) -> list[tuple[Seat, Input]]:
+        """At most one input of each session, decode steps before prefill chunks, up to BATCH_TOKENS positions."""
+        waiting = sorted((seat for seat in self.seats.values() if seat.inputs), key=lambda seat: seat.inputs[0].count)
+        batch: list[tuple[Seat, Input]] = []
+        room = BATCH_TOKENS
+        for seat in waiting:
+            if (room := room - seat.inputs[0].count) < 0 and batch:
+                break
+            batch.append((seat, seat.inputs.popleft()))
+        return batch
+
+    async def _step(self, batch: list[tuple[Seat, Input]]) -> None:
+        """Run one batch and send every result to where its session goes next."""
+        if self.loaded is None:
+            return
+        shard = self.loaded.shard
+        works = [
+            Work(
+                cache=seat.cache,
+                position=item.position,
+                tokens=item.tokens,
+                activation=item.activation,
+                sampling=seat.sampling if seat.is_last and not item.more else None,
+            )
+            for seat, item in batch
+        ]
+        began = time.perf_counter()
+        try:
+            results = await self._compute.run(shard.step, works)
+        except RuleError as error:
+            if len(batch) == 1:
+                self._fail(batch[0][0], str(error))
+                return
+            for one in batch:  # find the one whose input is wrong: the others must not suffer for it
+                await self._step([one])
+            return
+        spent = int((time.perf_counter() - began) * 1e6)
+        if all(item.count == 1 for _, item in batch):
+            layers = max(1, max(seat.leg.last - seat.leg.first for seat, _ in batch))
+            self.layer_us = max(1, round(0.9 * self.layer_us + 0.1 * spent / layers))
+        self.tokens_computed += sum(item.count for _, item in batch)
+        for (seat, item), result in zip(batch, results, strict=True):
+            if seat.open.session in self.seats:
+                await self._send_on(seat, item, result, spent)
+
+    async def _send_on(self, seat: Seat, item: Input, result: Result, spent: int) -> None:
+        session, epoch = seat.open.session, seat.open.epoch
+        reach = item.trace[-1][0] if item.trace else 0
+        trace = (*item.trace[:-1], (reach, spent))
+        frame: Activations | Drawn
+        if isinstance(result, Activation):
+            targets = {PeerId(seat.open.route[seat.open.stage + 1].peer)}
+            frame = Activations(session, epoch, item.position, item.count, item.more, result.dtype, result.data, trace)
+        elif result is not None:
+            targets = {PeerId(seat.open.route[0].peer), seat.entry}
+            frame = Drawn(session, epoch, item.position + item.count, result.id, trace)
+        else:
+            return  # the last stage has nothing to say about a chunk in the middle of a prompt
+        for target in sorted(targets):
+            try:
+                await self._pipeline.send(target, frame)
+            except PeerError as error:
+                if session in self.seats:
+                    self._fail(seat, f"could not reach {target}: {error}", culprit=target)
+
+

@@ -1,0 +1,148 @@
+"""The composition root: open resources in the order in which they need each other, start tasks, wait.
+
+What is opened first is closed last, so the order of the ``with`` statements below is the order of shutdown too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from functools import partial
+
+import trio
+
+from blyan_node.api.app import create_app
+from blyan_node.api.auth import Access
+from blyan_node.api.serve import api_url, open_api_listener, serve_api
+from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.genesis import Genesis, load_genesis
+from blyan_node.chain.keys import Key, load_or_create_key, show_address
+from blyan_node.chain.replica import Replica
+from blyan_node.config import NodeConfig
+from blyan_node.datadir import DataDir, Running, open_data_dir
+from blyan_node.inference.heart import Heart
+from blyan_node.inference.holder import Holder
+from blyan_node.inference.library import Library
+from blyan_node.inference.pipeline import Pipeline
+from blyan_node.inference.session import Entry
+from blyan_node.inference.stage import Stage
+from blyan_node.inference.swarm import SwarmView
+from blyan_node.logs import start_logging
+from blyan_node.model.device import memory_for_layers, pick_device
+from blyan_node.model.shard import configure
+from blyan_node.p2p.host import open_host
+from blyan_node.p2p.peers import Peers
+from blyan_node.p2p.transport import Network
+from blyan_node.relay.blobs import BlobExchange
+from blyan_node.relay.blocks import Relay
+from blyan_node.relay.genesis import fetch_genesis, serve_genesis
+from blyan_node.service import NodeService
+from blyan_node.worker import Workers, open_workers
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 4096
+FINISH = 4.0  # seconds that generations under way get to end when the node is asked to stop
+
+
+def run(config: NodeConfig) -> None:
+    """Run a node until SIGINT or SIGTERM. Raises BlyanError, with what to do, where it cannot start."""
+    trio.run(_main, config, strict_exception_groups=True)
+
+
+async def _main(config: NodeConfig) -> None:
+    with open_data_dir(config.data_dir) as data:
+        key = load_or_create_key(data.key)
+        configure(config.threads)
+        async with (
+            open_workers() as workers,
+            open_host(key.secret, listen=config.listen, announce=config.announce) as network,
+        ):
+            start_logging(level=config.log_level, form=config.log_format, node=f"…{network.peer_id[-6:]}")
+            genesis = await _genesis(config, data, key, network)
+            with Replica.open(data.chain, genesis) as replica:
+                await _serve(config, data, key, genesis, replica, network, workers)
+
+
+async def _serve(
+    config: NodeConfig, data: DataDir, key: Key, genesis: Genesis, replica: Replica, network: Network, workers: Workers
+) -> None:
+    """Put the parts together and run them until a signal comes."""
+    device, dtype = pick_device(config.device, config.dtype)
+    memory = config.memory_limit or memory_for_layers(device)
+    peers = Peers(network, bootstrap=config.bootstrap, path=data.peers)
+    view = SwarmView()
+    relay = Relay(network, replica, key, workers.disk)
+    exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
+    library = Library(replica, exchange, view, config.models)
+    pipeline = Pipeline(network, peers)
+    stage = Stage(network, pipeline, workers.compute)
+    entry = Entry(
+        network, peers, pipeline, view, library, stage, context_limit=config.context_limit or DEFAULT_CONTEXT
+    )
+    heart = Heart(network, peers, key, view, genesis.network)
+    holder = Holder(
+        network.peer_id, relay, library, exchange, view, heart, stage, workers,
+        memory=memory, dtype=dtype, device=device,
+    )  # fmt: skip
+    service = NodeService(
+        key, genesis, network, relay, exchange, view, library, pipeline, stage, entry, holder, workers,
+        memory, config.disk_limit,
+    )  # fmt: skip
+    listener = await open_api_listener(config.api_host, config.api_port)
+    app = create_app(
+        service,
+        Access(data.make_token(), frozenset(config.api_names)),
+        requests_per_minute=config.requests_per_minute,
+        price_nano=config.price_nano,
+    )
+    async with trio.open_nursery() as parts:
+        exchange.serve()
+        serve_genesis(network, genesis)
+        for part in (relay.run, pipeline.run, stage.run, partial(heart.run, service.heartbeat), peers.run, holder.run):
+            await parts.start(part)
+        stop = trio.Event()
+        async with trio.open_nursery() as front:
+            await front.start(partial(serve_api, app, listener, stop=stop))
+            data.publish(Running(os.getpid(), network.peer_id, api_url(listener), network.addresses()))
+            log.info(
+                "%s on network %s (%s): peers at %s, API at %s", show_address(key.address), genesis.name,
+                genesis.network.hex()[:16], ", ".join(network.addresses()), api_url(listener),
+            )  # fmt: skip
+            await _signalled()
+            log.info("stopping: telling peers, letting generations end")
+            with trio.move_on_after(FINISH):
+                await holder.drain()
+                while stage.seats or entry.sessions:
+                    await trio.sleep(0.05)
+            stop.set()
+        parts.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _signalled() -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            return
+
+
+async def _genesis(config: NodeConfig, data: DataDir, key: Key, network: Network) -> Genesis:
+    """The network to be part of: what the configuration names, what was joined before, what a bootstrap peer tells;
+    where nothing says, a private network of one's own.
+    """  # noqa: D205
+    if config.genesis is not None:
+        return load_genesis(config.genesis)
+    if data.genesis.exists():
+        return load_genesis(data.genesis)
+    if config.bootstrap:
+        log.info("asking %d bootstrap addresses which network this is", len(config.bootstrap))
+        genesis = await fetch_genesis(network, config.bootstrap)
+        log.warning("joined network %s (%s): compare this id with who invited you", genesis.name, genesis.network.hex())
+    else:
+        now_ms = time.time_ns() // 1_000_000
+        genesis = Genesis.make(f"private-{network.peer_id[-6:]}", {key.address: 1}, created_ms=now_ms)
+        log.info("started a private network; others join with: --bootstrap %s", " --bootstrap ".join(network.addresses()))
+    genesis.save(data.genesis)
+    return genesis

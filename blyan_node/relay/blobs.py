@@ -1,0 +1,110 @@
+"""The journey of a blob: from whoever has it, many chunks at a time, each verified as it arrives."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.records import BlobRef
+from blyan_node.errors import IntegrityError, PeerError, Refused
+from blyan_node.p2p import rpc
+from blyan_node.p2p.peers import Peers
+from blyan_node.p2p.transport import Network, PeerId
+from blyan_node.relay.messages import GET_CHUNK, Chunk, GetChunk
+from blyan_node.worker import Lane
+
+log = logging.getLogger(__name__)
+
+PER_PEER = 2  # requests under way to one peer: one on the wire while the other is verified and written
+SOURCES = 4  # peers that one blob is fetched from at once
+BAD_CHUNK = 50
+PATIENCE = 1.0  # seconds between looks for somebody who has the blob
+
+Providers = Callable[[], list[PeerId]]
+
+
+class BlobExchange:
+    """Fetches blobs from peers and serves one's own."""
+
+    def __init__(self, network: Network, peers: Peers, blobs: BlobStore, disk: Lane) -> None:
+        self._network, self._peers, self.blobs, self._disk = network, peers, blobs, disk
+        self._fetching: dict[bytes, trio.Event] = {}
+
+    def serve(self) -> None:
+        """Answer requests for chunks from now on."""
+        rpc.serve(self._network, GET_CHUNK, self._on_get_chunk, concurrency=16)
+
+    async def _on_get_chunk(self, _peer: PeerId, request: GetChunk) -> Chunk:
+        ref = BlobRef(request.root, request.size)
+        if not self.blobs.has(ref):
+            raise Refused("that blob is not here")
+        data, proof = await self._disk.run(self.blobs.get_chunk, ref, request.index)
+        return Chunk(data, tuple(proof))
+
+    async def fetch(self, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None] = lambda size: None) -> None:
+        """Bring a blob here, from the peers that ``providers`` names, waiting while there are none.
+
+        Two callers that want the same blob share one fetch. A peer that sends a wrong chunk loses points and is not
+        asked again. ``on_chunk`` is told the bytes of each chunk that arrived. Raises DiskFull.
+        """
+        while not self.blobs.has(ref):
+            if (other := self._fetching.get(ref.root)) is not None:
+                await other.wait()
+                continue
+            self._fetching[ref.root] = trio.Event()
+            try:
+                await _Fetch(self, ref, providers, on_chunk).run()
+            finally:
+                self._fetching.pop(ref.root).set()
+
+    async def chunk_from(self, peer: PeerId, ref: BlobRef, index: int) -> int:
+        """Fetch, verify and write one chunk; return its size in bytes."""
+        await self._peers.ensure(peer)
+        chunk = await rpc.call(self._network, peer, GET_CHUNK, GetChunk(ref.root, ref.size, index))
+        try:
+            await self._disk.run(self.blobs.put_chunk, ref, index, chunk.data, chunk.proof)
+        except IntegrityError as error:
+            self._network.penalise(peer, BAD_CHUNK, str(error))
+            raise
+        return len(chunk.data)
+
+    async def missing(self, ref: BlobRef) -> list[int]:
+        """The chunks that are not here yet; resumes what an earlier run began."""
+        return list(await self._disk.run(self.blobs.missing, ref))
+
+
+class _Fetch:
+    """One blob on its way: chunks still wanted, peers that failed."""
+
+    def __init__(self, exchange: BlobExchange, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None]) -> None:
+        self._exchange, self._ref, self._providers, self._on_chunk = exchange, ref, providers, on_chunk
+        self._wanted: deque[int] = deque()
+        self._failed: set[PeerId] = set()
+
+    async def run(self) -> None:
+        while wanted := await self._exchange.missing(self._ref):
+            self._wanted = deque(wanted)
+            sources = [peer for peer in self._providers() if peer not in self._failed][:SOURCES]
+            if not sources:
+                self._failed.clear()  # a peer may have come back; a bad one is kept out by its score
+                await trio.sleep(PATIENCE)
+                continue
+            async with trio.open_nursery() as nursery:
+                for peer in sources:
+                    for _ in range(PER_PEER):
+                        nursery.start_soon(self._draw_from, peer)
+
+    async def _draw_from(self, peer: PeerId) -> None:
+        """Take chunks from one peer until none is wanted or it fails; what it failed to bring is wanted again."""
+        while self._wanted and peer not in self._failed:
+            index = self._wanted.popleft()
+            try:
+                self._on_chunk(await self._exchange.chunk_from(peer, self._ref, index))
+            except (PeerError, IntegrityError) as error:
+                log.info("chunk %d of blob %s from %s: %s", index, self._ref.root.hex()[:16], peer, error)
+                self._failed.add(peer)
+                self._wanted.append(index)

@@ -1,0 +1,84 @@
+"""Layer choice: the whole model is covered, without a coordinator, by nodes that each see only the view."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blyan_node.inference.messages import LOADING, SERVING, Held
+from blyan_node.inference.placement import Demand, Range, choose, coverage, rank, should_move, windows
+from blyan_node.inference.swarm import SwarmView
+from tests.support.swarm import heartbeat
+
+MODEL, VERSION = bytes(32), bytes([1] * 32)
+LAYER = 14
+DEMAND = Demand(MODEL, VERSION, (113, *[LAYER] * 30, 1), shared=113)
+
+
+def view_of(*claims: tuple[str, int, int, int]) -> SwarmView:
+    view = SwarmView()
+    for sequence, (peer, first, last, state) in enumerate(claims, start=1):
+        view.observe(heartbeat(peer, sequence, Held(MODEL, VERSION, first, last, state)), 0.0)
+    return view
+
+
+def test_a_window_counts_the_embedding_that_a_tied_head_borrows() -> None:
+    assert DEMAND.size(Range(0, 31)) == 113 + 30 * LAYER + 1
+    assert DEMAND.size(Range(31, 31)) == 114
+    assert all(DEMAND.size(window) <= 200 for window in windows(DEMAND, 200))
+
+
+def test_nothing_fits_in_too_little_memory() -> None:
+    assert choose(Demand(MODEL, VERSION, (10, 10)), SwarmView(), 9, 1000, 0.0, me="a") is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(130, 600), min_size=4, max_size=24), st.integers(0, 2**32))
+def test_nodes_that_join_one_by_one_leave_no_gap_while_their_memory_suffices(memories: list[int], seed: int) -> None:
+    view = SwarmView()
+    order = random.Random(seed)
+    for index, memory in enumerate(memories):
+        peer = f"peer-{order.random()}"
+        span = choose(DEMAND, view, memory, 1000, 0.0, me=peer)
+        assert span is not None
+        assert DEMAND.size(span) <= memory
+        view.observe(heartbeat(peer, index + 1, Held(MODEL, VERSION, span.first, span.last, SERVING)), 0.0)
+    # Each takes the weakest units first, so the holes that remain are fewer than what any one more node could hold.
+    if sum(memories) > 4 * sum(DEMAND.unit_bytes):
+        assert view.missing(MODEL, VERSION, 32, 0.0) == []
+
+
+def test_of_two_that_want_the_same_the_first_in_rank_keeps_its_choice() -> None:
+    first, second = sorted(("alice", "bob"), key=lambda peer: rank(peer, MODEL))
+    view = view_of((first, 0, 10, LOADING), (second, 0, 10, LOADING))
+    assert choose(DEMAND, view, 260, 1000, 0.0, me=first) == Range(0, 10)
+    other = choose(DEMAND, view, 260, 1000, 0.0, me=second)
+    assert other is not None
+    assert other.first == 11
+
+
+def test_a_gap_is_filled_by_one_that_is_spare_and_by_no_other() -> None:
+    # carol and dave hold the same; whoever is first in rank of the two goes, the other stays.
+    claims = [("alice", 0, 9, SERVING), ("carol", 10, 20, SERVING), ("dave", 10, 20, SERVING)]
+    movers = [
+        peer
+        for peer, first, last, _ in claims
+        if should_move(DEMAND, Range(first, last), view_of(*claims), 260, 1000, 0.0, me=peer)
+    ]
+    assert movers == [min(("carol", "dave"), key=lambda peer: rank(peer, MODEL))]
+
+
+def test_nobody_moves_where_all_is_covered_or_nobody_is_spare() -> None:
+    whole = [("alice", 0, 15, SERVING), ("bob", 16, 31, SERVING)]
+    lone = [("alice", 0, 15, SERVING)]
+    assert should_move(DEMAND, Range(0, 15), view_of(*whole), 330, 1000, 0.0, me="alice") is None
+    assert should_move(DEMAND, Range(0, 15), view_of(*lone), 330, 1000, 0.0, me="alice") is None
+
+
+@pytest.mark.parametrize("state", [LOADING, SERVING])
+def test_expired_claims_do_not_count(state: int) -> None:
+    view = view_of(("alice", 0, 31, state))
+    assert coverage(DEMAND, view, 100.0, me="bob") == [0.0] * 32
