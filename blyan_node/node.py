@@ -63,15 +63,16 @@ async def _main(config: NodeConfig) -> None:
             start_logging(level=config.log_level, form=config.log_format, node=f"…{network.peer_id[-6:]}")
             genesis = await _genesis(config, data, key, network)
             with Replica.open(data.chain, genesis) as replica:
-                await _serve(config, data, key, genesis, replica, network, workers)
+                await _serve(assemble(config, data, key, replica, network, workers), config, data)
 
 
-async def _serve(
-    config: NodeConfig, data: DataDir, key: Key, genesis: Genesis, replica: Replica, network: Network, workers: Workers
-) -> None:
-    """Put the parts together and run them until a signal comes."""
+def assemble(
+    config: NodeConfig, data: DataDir, key: Key, replica: Replica, network: Network, workers: Workers
+) -> NodeService:
+    """Put the parts of a node together; nothing runs yet. Raises ConfigError, DiskFull."""
     device, dtype = pick_device(config.device, config.dtype)
     memory = config.memory_limit or memory_for_layers(device)
+    context = config.context_limit or DEFAULT_CONTEXT
     peers = Peers(network, bootstrap=config.bootstrap, path=data.peers)
     view = SwarmView()
     relay = Relay(network, replica, key, workers.disk)
@@ -79,43 +80,63 @@ async def _serve(
     library = Library(replica, exchange, view, config.models)
     pipeline = Pipeline(network, peers)
     stage = Stage(network, pipeline, workers.compute)
-    entry = Entry(
-        network, peers, pipeline, view, library, stage, context_limit=config.context_limit or DEFAULT_CONTEXT
+    heart = Heart(network, peers, key, view, replica.genesis.network)
+    return NodeService(
+        key=key,
+        network=network,
+        peers=peers,
+        relay=relay,
+        exchange=exchange,
+        view=view,
+        library=library,
+        pipeline=pipeline,
+        stage=stage,
+        entry=Entry(network, peers, pipeline, view, library, stage, context_limit=context),
+        heart=heart,
+        holder=Holder(
+            network.peer_id, relay, library, exchange, view, heart, stage, workers,
+            memory=memory, dtype=dtype, device=device,
+        ),  # fmt: skip
+        workers=workers,
+        memory_limit=memory,
+        disk_limit=config.disk_limit,
     )
-    heart = Heart(network, peers, key, view, genesis.network)
-    holder = Holder(
-        network.peer_id, relay, library, exchange, view, heart, stage, workers,
-        memory=memory, dtype=dtype, device=device,
-    )  # fmt: skip
-    service = NodeService(
-        key, genesis, network, relay, exchange, view, library, pipeline, stage, entry, holder, workers,
-        memory, config.disk_limit,
-    )  # fmt: skip
+
+
+async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Run all that a node does but its API, until cancelled."""
+    node.exchange.serve()
+    serve_genesis(node.network, node.relay.replica.genesis)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.relay.run)
+        await nursery.start(node.pipeline.run)
+        await nursery.start(node.stage.run)
+        await nursery.start(node.heart.run, node.heartbeat)
+        await nursery.start(node.peers.run)
+        await nursery.start(node.holder.run)
+        task_status.started()
+
+
+async def _serve(node: NodeService, config: NodeConfig, data: DataDir) -> None:
+    """Run the parts and the API until a signal comes, then let what is under way end."""
     listener = await open_api_listener(config.api_host, config.api_port)
+    access = Access(data.make_token(), frozenset(config.api_names))
     app = create_app(
-        service,
-        Access(data.make_token(), frozenset(config.api_names)),
-        requests_per_minute=config.requests_per_minute,
-        price_nano=config.price_nano,
+        node, access, requests_per_minute=config.requests_per_minute, price_nano=config.price_nano
     )
     async with trio.open_nursery() as parts:
-        exchange.serve()
-        serve_genesis(network, genesis)
-        for part in (relay.run, pipeline.run, stage.run, partial(heart.run, service.heartbeat), peers.run, holder.run):
-            await parts.start(part)
+        await parts.start(run_parts, node)
         stop = trio.Event()
         async with trio.open_nursery() as front:
             await front.start(partial(serve_api, app, listener, stop=stop))
-            data.publish(Running(os.getpid(), network.peer_id, api_url(listener), network.addresses()))
-            log.info(
-                "%s on network %s (%s): peers at %s, API at %s", show_address(key.address), genesis.name,
-                genesis.network.hex()[:16], ", ".join(network.addresses()), api_url(listener),
-            )  # fmt: skip
+            addresses = node.network.addresses()
+            data.publish(Running(os.getpid(), node.network.peer_id, api_url(listener), addresses))
+            log.info("%s: peers at %s, API at %s", show_address(node.key.address), ", ".join(addresses), api_url(listener))
             await _signalled()
             log.info("stopping: telling peers, letting generations end")
             with trio.move_on_after(FINISH):
-                await holder.drain()
-                while stage.seats or entry.sessions:
+                await node.holder.drain()
+                while node.stage.seats or node.entry.sessions:
                     await trio.sleep(0.05)
             stop.set()
         parts.cancel_scope.cancel()

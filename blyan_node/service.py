@@ -13,9 +13,9 @@ import trio
 from blyan_node import __version__
 from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
 from blyan_node.chain.catalog import ModelEntry
-from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, show_address
 from blyan_node.inference.generation import Event, Generate, Progress
+from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
 from blyan_node.inference.library import Library
 from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Heartbeat
@@ -25,6 +25,7 @@ from blyan_node.inference.session import Entry
 from blyan_node.inference.stage import Stage
 from blyan_node.inference.swarm import Seen, SwarmView
 from blyan_node.model.spec import ModelSpec
+from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
 from blyan_node.relay.blobs import BlobExchange
 from blyan_node.relay.blocks import Relay
@@ -38,8 +39,8 @@ class NodeService:
     """A node, as its API sees it."""
 
     key: Key
-    genesis: Genesis
     network: Network
+    peers: Peers
     relay: Relay
     exchange: BlobExchange
     view: SwarmView
@@ -47,6 +48,7 @@ class NodeService:
     pipeline: Pipeline
     stage: Stage
     entry: Entry
+    heart: Heart
     holder: Holder
     workers: Workers
     memory_limit: int
@@ -78,7 +80,7 @@ class NodeService:
             infos.append(
                 ModelInfo(
                     name=model.name,
-                    created=self.genesis.created_ms // 1000,
+                    created=self.relay.replica.genesis.created_ms // 1000,
                     owner=show_address(model.owner),
                     context_length=ModelSpec.from_json(model.spec).context_length,
                     missing=tuple(model.units[unit] for unit in missing),
@@ -103,8 +105,8 @@ class NodeService:
             version=__version__,
             peer_id=self.network.peer_id,
             address=show_address(self.key.address),
-            network=self.genesis.network.hex(),
-            network_name=self.genesis.name,
+            network=self.relay.replica.genesis.network.hex(),
+            network_name=self.relay.replica.genesis.name,
             addresses=self.network.addresses(),
             state=STATES[self.holder.plan.state] if self.holder.plan else "joining",
             uptime_s=now - self.started,
@@ -155,7 +157,7 @@ class NodeService:
         """What this node says about itself."""
         loaded = self.stage.loaded
         return Heartbeat(
-            network=self.genesis.network,
+            network=self.relay.replica.genesis.network,
             peer=self.network.peer_id,
             sequence=sequence,
             addresses=self.network.addresses()[:8],

@@ -265,11 +265,16 @@ class Stage:
     # --- compute ---
 
     def _gather(self) -> list[tuple[Seat, Input]]:
-        """At most one input of each session, decode steps before prefill chunks, up to BATCH_TOKENS positions."""
+        """At most one input of each session, decode steps before prefill chunks, up to BATCH_TOKENS positions.
+
+        All of a batch run over the same units: sessions whose routes cut this shard elsewhere get their own.
+        """
         waiting = sorted((seat for seat in self.seats.values() if seat.inputs), key=lambda seat: seat.inputs[0].count)
         batch: list[tuple[Seat, Input]] = []
         room = BATCH_TOKENS
         for seat in waiting:
+            if (seat.leg.first, seat.leg.last) != (waiting[0].leg.first, waiting[0].leg.last):
+                continue
             if (room := room - seat.inputs[0].count) < 0 and batch:
                 break
             batch.append((seat, seat.inputs.popleft()))

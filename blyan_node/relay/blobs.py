@@ -10,7 +10,7 @@ import trio
 
 from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.records import BlobRef
-from blyan_node.errors import IntegrityError, PeerError, Refused
+from blyan_node.errors import IntegrityError, PeerError, Refused, StoreError
 from blyan_node.p2p import rpc
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network, PeerId
@@ -84,6 +84,7 @@ class _Fetch:
         self._exchange, self._ref, self._providers, self._on_chunk = exchange, ref, providers, on_chunk
         self._wanted: deque[int] = deque()
         self._failed: set[PeerId] = set()
+        self._disk_fault: StoreError | None = None
 
     async def run(self) -> None:
         while wanted := await self._exchange.missing(self._ref):
@@ -97,10 +98,12 @@ class _Fetch:
                 for peer in sources:
                     for _ in range(PER_PEER):
                         nursery.start_soon(self._draw_from, peer)
+            if self._disk_fault is not None:
+                raise self._disk_fault
 
     async def _draw_from(self, peer: PeerId) -> None:
         """Take chunks from one peer until none is wanted or it fails; what it failed to bring is wanted again."""
-        while self._wanted and peer not in self._failed:
+        while self._wanted and peer not in self._failed and self._disk_fault is None:
             index = self._wanted.popleft()
             try:
                 self._on_chunk(await self._exchange.chunk_from(peer, self._ref, index))
@@ -108,3 +111,5 @@ class _Fetch:
                 log.info("chunk %d of blob %s from %s: %s", index, self._ref.root.hex()[:16], peer, error)
                 self._failed.add(peer)
                 self._wanted.append(index)
+            except StoreError as error:
+                self._disk_fault = error
