@@ -27,7 +27,7 @@ class Pipeline:
     """Sends frames to peers and hands incoming ones to the stage and the entry of this node."""
 
     def __init__(self, network: Network, peers: Peers) -> None:
-        self.me = network.peer_id
+        self.me, self._network = network.peer_id, network
         self._peers = peers
         self._handlers: dict[type, list[FrameHandler]] = {frame: [] for frame in FRAMES}
         self._on_lost: list[Callable[[PeerId], None]] = []
@@ -45,12 +45,17 @@ class Pipeline:
         self._handlers[frame].append(handler)
 
     def on_lost(self, handler: Callable[[PeerId], None]) -> None:
-        """Tell ``handler`` of every peer whose channel ended."""
+        """Tell ``handler`` of every peer whose channel or connection ended."""
         self._on_lost.append(handler)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry frames until cancelled."""
-        await self._channels.run(task_status=task_status)
+        async with self._network.watch_peers() as changes, trio.open_nursery() as nursery:
+            await nursery.start(self._channels.run)
+            task_status.started()
+            async for change in changes:
+                if not change.connected:
+                    self._lost(change.peer)
 
     async def send(self, peer: PeerId, frame: Any) -> None:
         """Send a frame, waiting while the peer's queue is full. Raises PeerError where the peer cannot be reached."""
