@@ -103,9 +103,16 @@ class DataDir:
         """Write node.json, at once and whole."""
         write_whole(self.state, json.dumps(asdict(running), indent=2) + "\n")
 
+    def holder(self) -> int | None:
+        """The id of the process that holds this directory; None if none does."""
+        if not self.lock.exists() or not _is_locked(self.lock):
+            return None
+        text = self.lock.read_text().strip()
+        return int(text) if text.isdigit() else None  # it has locked, and not yet written its id
+
     def running(self) -> Running | None:
         """What the node that runs here tells; None if none does, also after it was killed."""
-        if not self.lock.exists() or not _is_locked(self.lock):
+        if self.holder() is None:
             return None
         try:
             fields = json.loads(self.state.read_text())

@@ -18,6 +18,7 @@ from blyan_node.errors import (
     PeerError,
     RequestError,
     RuleError,
+    UnknownModel,
 )
 
 
@@ -33,6 +34,7 @@ class ApiError(BlyanError):
 
 # The first class that matches decides: status, code, seconds after which trying again makes sense.
 _KINDS: tuple[tuple[type[BlyanError], int, str, float | None], ...] = (
+    (UnknownModel, 404, "model_not_found", None),
     (RequestError, 400, "invalid_request", None),
     (CheckpointError, 422, "unusable_checkpoint", None),
     (RuleError, 400, "invalid_data", None),

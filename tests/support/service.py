@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Progress, Status
+from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
 from blyan_node.errors import BlyanError
-from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Started
+from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Progress, Started
 
 ROUTE = (
     Hop("16Uiu2alice", "embed", "layer.1", 2, 1.5, 0.25),

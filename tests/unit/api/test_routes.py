@@ -10,8 +10,8 @@ import trio
 
 from blyan_node.api.body import MAX_BODY
 from blyan_node.api.serve import api_url, open_api_listener
-from blyan_node.api.service import Progress
 from blyan_node.errors import AlreadyRunning, CheckpointError, ConfigError, GenerationFailed
+from blyan_node.inference.generation import Progress
 from tests.support.api import TOKEN, served
 from tests.support.service import ScriptedService
 

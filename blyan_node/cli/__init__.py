@@ -1,0 +1,68 @@
+"""The ``blyan-node`` command. Commands parse, call and print; what they call is imported when they run.
+
+So ``blyan-node --help`` imports neither torch nor libp2p.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from blyan_node import __version__
+from blyan_node.cli import chat, model, node, testnet, wallet
+from blyan_node.cli.common import EXIT_CODES, EXIT_INTERRUPTED, fail
+from blyan_node.errors import BlyanError
+
+app = typer.Typer(
+    name="blyan-node",
+    help="Run one language model on many machines, without a centre.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+app.command(epilog="Example: blyan-node start --bootstrap /ip4/10.0.0.1/tcp/4001/p2p/16Uiu2…")(node.start)
+app.command(epilog="Example: blyan-node status --watch")(node.status)
+app.command(epilog='Example: blyan-node chat "What is a block?"')(chat.chat)
+app.add_typer(model.app, name="model")
+app.add_typer(wallet.app, name="wallet")
+app.add_typer(node.config_app, name="config")
+app.add_typer(testnet.app, name="testnet")
+
+
+def _first(error: BaseException) -> BlyanError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, BlyanError):
+        raise error
+    return error
+
+
+def main() -> None:
+    """Run the command line; errors become one line on stderr and an exit code."""
+    try:
+        app()
+    except BlyanError as error:
+        fail(error)
+    except BaseExceptionGroup as group:
+        # What ends a node comes out of its nurseries in groups; where all of it is meant, the first says enough.
+        ours, others = group.split(BlyanError)
+        if ours is None or others is not None:
+            raise
+        fail(_first(ours))
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None

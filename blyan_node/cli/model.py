@@ -1,0 +1,98 @@
+"""``model import`` and ``model list``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from blyan_node.cli.common import DataDirOption, JsonOption, data_dir_of, say, say_json, say_table
+from blyan_node.errors import ConfigError
+
+app = typer.Typer(help="Models of the network.", no_args_is_help=True)
+
+
+@app.command("import", epilog="Example: blyan-node model import ./SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2")
+def import_model(
+    source: Annotated[str, typer.Argument(help="A GGUF file, a Hugging Face directory, or hf:REPO.")],
+    name: Annotated[str | None, typer.Option(help="What the network is to call it [default: from the source].")] = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a model into the network, from files on this machine. The running node reads them."""
+    from blyan_node.api.client import connect
+
+    if not source.startswith("hf:"):
+        path = Path(source).expanduser().absolute()
+        if not path.exists():
+            raise ConfigError(f"there is no file or directory {path}")
+        source = str(path)
+    with connect(data_dir_of(data_dir)) as client, client.import_model(source, name) as steps:
+        published = show_progress(steps, quiet=as_json)
+    if as_json:
+        say_json({"published": published})
+    else:
+        say("Published. Peers fetch and spread its layers now; see: blyan-node status")
+
+
+def show_progress(steps: Iterator[dict[str, Any]], *, quiet: bool) -> bool:
+    """Draw an import's progress as it comes; return whether it was published."""
+    from blyan_node.api.client import CannotReach
+
+    if not quiet and sys.stdout.isatty():
+        return _draw(steps)
+    stage = None
+    for step in steps:
+        if step.get("published"):
+            return True
+        if step["stage"] != stage and not quiet:
+            stage = step["stage"]
+            say(f"{stage}…")
+    raise CannotReach("the node ended before the model was published; see its log")
+
+
+def _draw(steps: Iterator[dict[str, Any]]) -> bool:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from blyan_node.api.client import CannotReach
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        bars: dict[str, Any] = {}
+        for step in steps:
+            if step.get("published"):
+                return True
+            if step["stage"] not in bars:
+                bars[step["stage"]] = progress.add_task(step["stage"], total=step["total"])
+            progress.update(bars[step["stage"]], completed=step["done"], total=step["total"])
+    raise CannotReach("the node ended before the model was published; see its log")
+
+
+@app.command("list", epilog="Example: blyan-node model list")
+def list_models(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """List the models that the network has, and whether they can run now."""
+    from blyan_node.api.client import connect
+
+    with connect(data_dir_of(data_dir)) as client:
+        models = client.models()
+    if as_json:
+        say_json(models)
+        return
+    if not models:
+        say("This network has no model yet. Publish one with: blyan-node model import FILE.gguf")
+        return
+    say_table(
+        ["model", "context", "state", "owner"],
+        [
+            [
+                model["id"],
+                str(model["context_length"]),
+                f"nobody serves {len(model['missing'])} units" if model["missing"] else "can run",
+                model["owned_by"],
+            ]
+            for model in models
+        ],
+    )
