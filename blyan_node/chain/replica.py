@@ -109,7 +109,7 @@ class Replica:
         """Use an open store, which the replica closes. Raises StoreError where it is of another network or format."""
         self.genesis = genesis
         self._store = store
-        self._orphans = orphans or Orphans()
+        self._orphans = Orphans() if orphans is None else orphans
         self._refused: OrderedDict[bytes, str] = OrderedDict()
         self._surplus: OrderedDict[bytes, None] = OrderedDict()
         self._count = self._read_state()
