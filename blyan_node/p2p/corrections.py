@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import socket
 
+import trio
 from libp2p.host.basic_host import BasicHost
 from libp2p.network import swarm as swarm_module
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -36,7 +38,7 @@ def apply() -> None:
 def connection_config() -> ConnectionConfig:
     """The settings of the swarm."""
     return ConnectionConfig(
-        # the library would dial whatever addresses it has heard of to reach 50 connections; Peers decides here
+        # see also NoAutoConnector
         min_connections=0,
         low_watermark=0,
         high_watermark=MOST_CONNECTIONS,
@@ -66,6 +68,18 @@ def retry_config() -> RetryConfig:
 def forget_failed_dials(swarm: Swarm, peer: ID) -> None:
     """H8: the library refuses to dial a peer for 60 s after a failure."""
     swarm.unblock_peer(peer)
+
+
+class NoAutoConnector(AutoConnector):
+    """Dials nobody. Peers decides whom to dial, and a peer that was disconnected shall stay so.
+
+    The stock one redials whomever the peer store knows until half of the *high* watermark is reached, whatever the
+    low one says; gossip feeds the peer store.
+    """
+
+    async def maybe_connect(self) -> None:
+        """Do nothing (the stock one dials here)."""
+        await trio.lowlevel.checkpoint()
 
 
 class QuietHost(BasicHost):

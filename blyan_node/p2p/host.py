@@ -70,6 +70,7 @@ async def open_host(secret: bytes, *, listen: str, announce: tuple[str, ...] = (
         retry_config=corrections.retry_config(),
         connection_config=corrections.connection_config(),
     )
+    swarm.auto_connector = corrections.NoAutoConnector(swarm)
     host = corrections.QuietHost(swarm, disable_identify_address_discovery=True)
     router = gossip.SturdyGossipSub()
     async with trio.open_nursery() as nursery:

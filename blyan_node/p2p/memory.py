@@ -177,8 +177,10 @@ class _Pipe:
 class MemoryStream:
     """One end of a stream; see :class:`blyan_node.p2p.transport.Stream`."""
 
-    def __init__(self, peer: PeerId, incoming: _Pipe, outgoing: _Pipe) -> None:
-        self._peer, self._incoming, self._outgoing = peer, incoming, outgoing
+    def __init__(self, peer: PeerId, incoming: _Pipe, outgoing: _Pipe, ends: set[MemoryStream]) -> None:
+        """``ends`` are the open streams of the connection at this end, which this one joins and leaves."""
+        self._peer, self._incoming, self._outgoing, self._ends = peer, incoming, outgoing, ends
+        ends.add(self)
 
     @property
     def peer(self) -> PeerId:
@@ -203,6 +205,7 @@ class MemoryStream:
         await trio.lowlevel.checkpoint()
         self._outgoing.end()
         self._incoming.break_("the stream was closed")
+        self._ends.discard(self)
 
     async def reset(self) -> None:
         """Abandon the stream at once, both ways."""
@@ -213,6 +216,7 @@ class MemoryStream:
         """End both directions without ceremony."""
         self._outgoing.break_(why)
         self._incoming.break_(why)
+        self._ends.discard(self)
 
 
 class MemoryNetwork:
@@ -278,11 +282,9 @@ class MemoryNetwork:
             if other is None:
                 raise Unreachable(f"not connected to {peer}")
             there, back = _Pipe(self._hub, self._peer_id, peer), _Pipe(self._hub, peer, self._peer_id)
-            ours, theirs = MemoryStream(peer, back, there), MemoryStream(self._peer_id, there, back)
-            if not other.accept(protocol, theirs):
+            if not other.accept(protocol, self._peer_id, there, back):
                 raise Unreachable(f"{peer} opened no stream for {protocol}: not served")
-            self._streams[peer].add(ours)
-            return ours
+            return MemoryStream(peer, back, there, self._streams[peer])
         raise Unreachable(f"{peer} opened no stream within {CONNECT_SECONDS} s")
 
     def set_handler(self, protocol: str, handler: Handler) -> None:
@@ -330,24 +332,18 @@ class MemoryNetwork:
         """Cut two nodes off from each other; their streams break."""
         for node, peer in ((self, other), (other, self)):
             del node.links[peer.peer_id]
-            for stream in node._streams.pop(peer.peer_id):
+            for stream in list(node._streams.pop(peer.peer_id)):
                 stream.break_(f"the connection with {stream.peer} is gone")
             node._watchers.tell(PeerChange(peer.peer_id, False))
 
-    def accept(self, protocol: str, stream: MemoryStream) -> bool:
+    def accept(self, protocol: str, peer: PeerId, incoming: _Pipe, outgoing: _Pipe) -> bool:
         """Serve an incoming stream; False if the protocol is not served, or the peer has too many."""
-        handler = self._handlers.get(protocol)
-        if handler is None or len(self._streams[stream.peer]) >= STREAMS_OF_A_PEER:
+        handler, streams = self._handlers.get(protocol), self._streams[peer]
+        if handler is None or len(streams) >= 2 * STREAMS_OF_A_PEER:
             return False
-        self._streams[stream.peer].add(stream)
-        self._nursery.start_soon(self._serve, protocol, handler, stream)
+        stream = MemoryStream(peer, incoming, outgoing, streams)
+        self._nursery.start_soon(run_guarded, handler, stream, protocol, self.penalise)
         return True
-
-    async def _serve(self, protocol: str, handler: Handler, stream: MemoryStream) -> None:
-        try:
-            await run_guarded(handler, stream, protocol, self.penalise)
-        finally:
-            self._streams.get(stream.peer, set()).discard(stream)
 
     def _is_new(self, message: tuple[PeerId, int]) -> bool:
         if message in self._seen:
