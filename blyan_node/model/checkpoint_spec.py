@@ -12,7 +12,7 @@ from blyan_node.model.spec import FAMILIES, ModelSpec, RopeScaling, Shape
 def from_hf_config(config: dict[str, Any]) -> ModelSpec:
     """Read the ``config.json`` of a Hugging Face checkpoint; raise CheckpointError for what is not supported."""
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise CheckpointError(f"model_type {family!r} is not supported; these are: {', '.join(FAMILIES)}")
     for key, plain in (("hidden_act", "silu"), ("mlp_bias", False), ("quantization_config", None)):
         if config.get(key, plain) != plain:
@@ -66,7 +66,7 @@ def _scaling_from_hf(scaling: dict[str, Any]) -> RopeScaling | None:
 def from_gguf(metadata: dict[str, Any], tensors: dict[str, Shape]) -> ModelSpec:
     """Read GGUF metadata. ``tensors`` (name to shape, outermost first) tells a tied head and a vocabulary's size."""
     family = metadata.get("general.architecture")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise CheckpointError(f"GGUF architecture {family!r} is not supported; these are: {', '.join(FAMILIES)}")
     # Keys are <architecture>.<name>; missing ones become complaints of _integer and _number under that short name.
     short = {key.removeprefix(f"{family}."): value for key, value in metadata.items()}
