@@ -10,6 +10,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary
 
 import trio
 from google.protobuf.message import DecodeError
@@ -135,6 +136,7 @@ class SturdyPubsub(Pubsub):
         super().__init__(host, router, strict_signing=True, max_subscriptions_per_peer=TOPICS_OF_A_PEER)
         self._deliver = deliver
         self._penalise = penalise
+        self._writing: WeakKeyDictionary[INetStream, trio.Lock] = WeakKeyDictionary()
         # G2: whole seconds, the default, are used again by a node that restarts, whose messages then count as seen
         self.counter = time.time_ns()
 
@@ -145,6 +147,14 @@ class SturdyPubsub(Pubsub):
         except DecodeError as error:
             self._handle_dead_peer(stream.muxed_conn.peer_id)
             raise ProtocolViolation("gossip that is not a pubsub RPC") from error
+
+    async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
+        """G12: one RPC after another. The library replays recent messages to a new peer beside the queue's writer.
+
+        Two writers whose RPCs span several frames mix them, and what arrives is garbage.
+        """
+        async with self._writing.setdefault(stream, trio.Lock()):
+            return await super().write_msg(stream, rpc_msg)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Check, deliver and pass on a message; in a task of its own, so nothing may leave it but cancellation."""
