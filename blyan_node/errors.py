@@ -10,6 +10,7 @@
     │   ├── IntegrityError       weights or chunks that differ from what the chain says
     │   ├── CheckpointError      a model file that cannot be used (corrupt, missing tensor, unknown family)
     │   └── RequestError         a caller asked for something that cannot be (prompt too long, bad parameter)
+    │       └── UnknownModel         no model of that name is on the chain
     ├── PeerError            the peer is at fault, or gone: another peer may do better
     │   ├── Unreachable          no connection could be made
     │   ├── ChannelClosed        the stream to the peer ended
@@ -66,6 +67,10 @@ class RequestError(RuleError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class UnknownModel(RequestError):
+    """No model of that name is on the chain."""
 
 
 class PeerError(BlyanError):

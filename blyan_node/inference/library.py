@@ -8,7 +8,7 @@ import trio
 
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.replica import Replica
-from blyan_node.errors import ModelUnavailable, RequestError
+from blyan_node.errors import ModelUnavailable, RequestError, UnknownModel
 from blyan_node.inference.messages import Stored
 from blyan_node.inference.placement import Demand
 from blyan_node.inference.swarm import SwarmView, bits_of
@@ -19,10 +19,6 @@ from blyan_node.relay.blobs import BlobExchange
 
 MAX_KNOWN = 8
 TOKENIZER_PATIENCE = 20.0
-
-
-class UnknownModel(RequestError):
-    """No model of that name is on the chain."""
 
 
 @dataclass(frozen=True)

@@ -111,12 +111,14 @@ class Entry:
 
         while True:
             try:
-                async with self._open(model, known, tokens, limit, request.sampling) as session:
+                async with self._open(model, known, limit, request.sampling) as session:
                     if not failures:
                         yield Started(model.name, prompt_tokens, self._hops(known, session))
                     await self._send_prompt(session, tokens)
-                    async for token in self._drawn(session, len(tokens)):
-                        first_at = first_at or trio.current_time()
+                    grace = STALL + len(tokens) / PREFILL_RATE
+                    while len(tokens) < limit:
+                        token = await self._next(session, len(tokens), grace)
+                        first_at, grace = first_at or trio.current_time(), STALL
                         if token in known.tokenizer.eos_ids:
                             reason = "stop"
                             break
@@ -125,8 +127,6 @@ class Entry:
                             yield Piece(piece, len(tokens) - prompt_tokens)
                         if text.stopped:
                             reason = "stop"
-                            break
-                        if len(tokens) >= limit:
                             break
                     hops = self._hops(known, session)
                     for leg in session.legs:
@@ -160,10 +160,10 @@ class Entry:
 
     @asynccontextmanager
     async def _open(
-        self, model: ModelEntry, known: Known, tokens: list[int], limit: int, sampling: Sampling
+        self, model: ModelEntry, known: Known, limit: int, sampling: Sampling
     ) -> AsyncIterator[Session]:
         """Plan a route and reserve a place on each stage at once; on the way out, free them again."""
-        legs = await self._plan(model, known, patient=len(tokens) > 0)
+        legs = self._plan(model, known)
         mailbox, incoming = trio.open_memory_channel[Drawn | SessionLost](limit + 1)
         session = Session(secrets.token_bytes(16), legs, mailbox, incoming)
         self.sessions[session.id] = session
@@ -189,7 +189,7 @@ class Entry:
                     for peer in {PeerId(leg.peer) for leg in legs}:
                         nursery.start_soon(self._close_stage, peer, session.id)
 
-    async def _plan(self, model: ModelEntry, known: Known, *, patient: bool) -> tuple[Leg, ...]:
+    def _plan(self, model: ModelEntry, known: Known) -> tuple[Leg, ...]:
         now = trio.current_time()
         for peer in self._view.active(now):
             if rtt := self._pipeline.round_trip(peer):
@@ -229,21 +229,18 @@ class Entry:
             except PeerError as error:
                 raise SessionLost(str(error), first) from error
 
-    async def _drawn(self, session: Session, position: int) -> AsyncIterator[int]:
-        """Yield the token at ``position``, and each that follows. Raises SessionLost."""
-        grace = STALL + position / PREFILL_RATE
-        while True:
-            with trio.move_on_after(grace) as waited:
-                item = await session.incoming.receive()
-            if waited.cancelled_caught:
-                raise SessionLost(f"no token came for {grace:.0f} s", PeerId(session.legs[0].peer))
-            if isinstance(item, SessionLost):
-                raise item
-            if item.position != position:
-                raise SessionLost(f"a token for position {item.position} where {position} was due", session.drawer)
-            session.traces.append(item.trace)
-            grace, position = STALL, position + 1
-            yield item.token
+    async def _next(self, session: Session, position: int, grace: float) -> int:
+        """The token at ``position``. Raises SessionLost, also where none comes for ``grace`` seconds."""
+        with trio.move_on_after(grace) as waited:
+            item = await session.incoming.receive()
+        if waited.cancelled_caught:
+            raise SessionLost(f"no token came for {grace:.0f} s", PeerId(session.legs[0].peer))
+        if isinstance(item, SessionLost):
+            raise item
+        if item.position != position:
+            raise SessionLost(f"a token for position {item.position} where {position} was due", session.drawer)
+        session.traces.append(item.trace)
+        return item.token
 
     def _on_drawn(self, peer: PeerId, frame: Drawn) -> None:
         session = self.sessions.get(frame.session)
