@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from blyan_node.api.body import read_json
 from blyan_node.api.errors import ApiError, error_body
-from blyan_node.api.requests import check_model, include_usage, read_chat, read_prompt
+from blyan_node.api.requests import include_usage, read_chat, read_prompt
 from blyan_node.api.service import Service
 from blyan_node.api.streaming import Stream, while_connected
 from blyan_node.errors import BlyanError, GenerationFailed
@@ -31,7 +31,6 @@ def hops(route: tuple[Hop, ...]) -> list[dict[str, Any]]:
 @asynccontextmanager
 async def _opened(service: Service, request: Generate) -> AsyncIterator[tuple[Started, AsyncIterator[Event]]]:
     """Open a generation up to its first event, so that what fails before it is answered with a plain error."""
-    check_model(request.model, service.models())
     async with service.generate(request) as events:
         first = await anext(events)
         if not isinstance(first, Started):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from typing import Any
 
 from blyan_node.api.body import Fields
-from blyan_node.api.errors import ApiError
-from blyan_node.api.service import ModelInfo
 from blyan_node.errors import RequestError
 from blyan_node.inference.generation import Generate, Message, Sampling
 
@@ -59,14 +56,6 @@ def include_usage(fields: Fields) -> bool:
     if not isinstance(options, dict) or not fields.flag("stream"):
         raise RequestError("stream_options must be an object, and is for stream = true only", param="stream_options")
     return Fields(options).flag("include_usage")
-
-
-def check_model(name: str | None, models: Iterable[ModelInfo]) -> None:
-    """Raise ApiError 404, as OpenAI does, for a model that is not known here."""
-    known = [model.name for model in models]
-    if name is not None and name not in known:
-        there = f"there are: {', '.join(known)}" if known else "this network has none yet"
-        raise ApiError(404, "model_not_found", f"the model {name!r} is not known here; {there}", param="model")
 
 
 def _generate(fields: Fields, prompt: tuple[Message, ...], limit: int | None) -> Generate:

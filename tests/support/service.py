@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
-from blyan_node.errors import BlyanError
+from blyan_node.errors import BlyanError, UnknownModel
 from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Progress, Started
 
 ROUTE = (
@@ -43,6 +43,8 @@ class ScriptedService:
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
         self.asked.append(request)
         self.on_generate()
+        if request.model not in (None, "tiny"):
+            raise UnknownModel(f"there is no model {request.model!r} here; there is: tiny", param="model")
         if self.before:
             raise self.before
         self.open += 1
