@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from blyan_node.chain.block import Block
 from blyan_node.chain.records import KINDS, BlobRef, Layer, Manifest, Record
 from blyan_node.errors import RuleError
 
@@ -129,6 +130,10 @@ class Catalog:
         self._models[model.id] = replace(model, layers={**model.layers, layer.unit: layer.blob})
 
 
-def in_catalog(record: Record) -> bool:
-    """Tell whether a record is of a kind that the catalog folds."""
-    return record.kind in KINDS
+def entries_of(block: Block) -> list[Entry]:
+    """Return the records of a block that the catalog folds: those of a known kind."""
+    return [
+        Entry(block.height, block.id, index, record)
+        for index, record in enumerate(block.records)
+        if record.kind in KINDS
+    ]

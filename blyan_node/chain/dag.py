@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
 from blyan_node.chain.block import MAX_PARENTS, Block, Header
-from blyan_node.errors import RuleError
+from blyan_node.errors import StoreError
 
 Past = Mapping[int, int]
 """Branch number → 1 + the ``seq`` of its last block within."""
@@ -208,7 +208,7 @@ class Dag:
 
     def _known(self, id: bytes) -> Node:
         if (node := self.node(id)) is None:
-            raise RuleError(f"block {id.hex()} is not here")
+            raise StoreError(f"block {id.hex()} is named by the chain's index but is not in the database")
         return node
 
 

@@ -10,22 +10,22 @@ from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import merge as merge_sorted
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self
+from typing import Self
 
-from blyan_node.chain.block import CHAINS, MAX_BLOCK, MAX_PARENTS, Anchor, Block, decode_block, make_block, peek_id
-from blyan_node.chain.catalog import Catalog, Entry, in_catalog
-from blyan_node.chain.dag import Branch, Dag, Node, Placed
+from blyan_node.chain.block import CHAINS, Anchor, Block, decode_block, make_block, peek_id
+from blyan_node.chain.catalog import Catalog, Entry, entries_of
+from blyan_node.chain.dag import Dag, Node
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, show_address
 from blyan_node.chain.orphans import Orphans
-from blyan_node.chain.records import Address, Hash, Record
+from blyan_node.chain.records import Record
 from blyan_node.chain.rules import check_author, check_in_context, check_in_isolation
-from blyan_node.chain.store import Batch, Prefix, Store
-from blyan_node.codec import Size, pack, unpack
-from blyan_node.errors import ConfigError, LocalError, RuleError, StoreError
+from blyan_node.chain.store import Store
+from blyan_node.chain.tables import Tables
+from blyan_node.errors import ConfigError, LocalError, RuleError
 
 FORMAT = 1
 MAX_EVIDENCE = 2
@@ -78,50 +78,24 @@ class Surplus:
 Outcome = Accepted | Known | Orphan | Surplus
 
 
-@dataclass(frozen=True)
-class _State:
-    format: int
-    network: Hash
-    blocks: int
-
-
-@dataclass(frozen=True)
-class _StoredNode:
-    height: int
-    branch: int
-    seq: int
-    parents: Annotated[tuple[Hash, ...], Size(MAX_PARENTS)]
-    past: tuple[int, ...]  # branch, reach, branch, reach, … by branch
-
-
-@dataclass(frozen=True)
-class _StoredBranch:
-    author: Address
-    first: int
-    last: int
-    tip: Hash
-
-
 class Replica:
     """See the module. A context manager; opening reads heads, branches and the catalog's records, not all blocks."""
 
     def __init__(self, store: Store, genesis: Genesis, *, orphans: Orphans | None = None) -> None:
         """Use an open store, which the replica closes. Raises StoreError where it is of another network or format."""
         self.genesis = genesis
-        self._store = store
+        self._tables = Tables(store, genesis)
         self._orphans = Orphans() if orphans is None else orphans
         self._refused: OrderedDict[bytes, str] = OrderedDict()
         self._surplus: OrderedDict[bytes, None] = OrderedDict()
-        self._count = self._read_state()
+        self._count = self._tables.count()
         self._dag = Dag(
             genesis.network,
-            load=self._read_node,
-            heads=[key[1:] for key in store.keys(Prefix.HEAD.key())],
-            branches=self._read_branches(),
+            load=self._tables.node,
+            heads=self._tables.heads(),
+            branches=self._tables.branches(),
         )
-        self._entries: list[Entry] = []
-        for key in store.keys(Prefix.CATALOG.key()):
-            self._note_records(self._stored_block(key[9:]))
+        self._entries = sorted(entry for block in self._tables.with_records() for entry in entries_of(block))
         self._catalog: Catalog | None = None
 
     @classmethod
@@ -136,7 +110,7 @@ class Replica:
 
     def close(self) -> None:
         """Close the database."""
-        self._store.close()
+        self._tables.close()
 
     def __enter__(self) -> Self:
         return self
@@ -172,31 +146,18 @@ class Replica:
 
     def get(self, id: bytes) -> bytes | None:
         """Return a block as it was received, None where it is not here."""
-        return self._store.get(Prefix.BLOCK.key(id))
+        return self._tables.raw(id)
 
     def block(self, id: bytes) -> Block | None:
         """Return a block, decoded."""
-        raw = self.get(id)
-        return None if raw is None else decode_block(raw)
+        return self._tables.block(id)
 
     def blocks(self, chain: str | None = None, *, after: tuple[int, bytes] | None = None, limit: int) -> list[Block]:
         """Return up to ``limit`` blocks of one chain, or of all, in (height, id) order, behind the one at ``after``.
 
         Parents come before children, so a page after the other can be accepted elsewhere without orphans.
         """
-        tags = CHAINS if chain is None else (chain,)
-        ranges = []
-        for tag in tags:
-            prefix = Prefix.HEIGHT.key(tag.encode())
-            ranges.append(
-                self._store.keys(prefix, after=None if after is None else Prefix.HEIGHT.key(tag.encode(), *after))
-            )
-        found: list[Block] = []
-        for key in merge_sorted(*ranges, key=lambda key: key[2:]):
-            if len(found) == limit:
-                break
-            found.append(self._stored_block(key[10:]))
-        return found
+        return list(islice(self._tables.ordered(CHAINS if chain is None else (chain,), after), limit))
 
     def catalog(self) -> Catalog:
         """Return the models on the chain, tentatively: folded anew where records arrived since the last call."""
@@ -304,15 +265,14 @@ class Replica:
 
     def flush(self) -> None:
         """Return once everything accepted is on the disk. May run on another thread."""
-        self._store.flush()
+        self._tables.flush()
 
     def _is_surplus(self, block: Block) -> bool:
         """Tell whether a block is a further branch of an equivocator that no other author's waiting block needs."""
         header = block.header
         if not self._dag.is_equivocator(header.author):
             return False
-        rivals = self._store.keys(Prefix.AUTHOR.key(header.author, header.seq))
-        if sum(1 for _ in rivals) < MAX_EVIDENCE:
+        if self._tables.rivals(header.author, header.seq) < MAX_EVIDENCE:
             return False
         for waiting in self._orphans.above(block.id):
             if not self._dag.is_equivocator(waiting.block.header.author):
@@ -326,29 +286,13 @@ class Replica:
         parents = [node for parent in block.header.parents if (node := self._dag.node(parent))]
         check_in_context(block.header, parents, self._dag)
         placed = self._dag.place(block, parents)
-        self._store.write(self._batch(block, placed))
+        entries = entries_of(block)
+        self._tables.add(block, placed, count=self._count + 1, in_catalog=bool(entries))
         self._dag.apply(placed)
         self._count += 1
         self._surplus.pop(block.id, None)
-        if self._note_records(block):
-            self._catalog = None
-
-    def _batch(self, block: Block, placed: Placed) -> Batch:
-        header, node, branch = block.header, placed.node, placed.branch
-        stored_branch = _StoredBranch(branch.author, branch.first, branch.last, branch.tip)
-        batch: Batch = [
-            (Prefix.BLOCK.key(block.id), block.raw),
-            (Prefix.NODE.key(block.id), pack(_stored_node(node))),
-            (Prefix.BRANCH.key(node.branch), pack(stored_branch)),
-            (Prefix.HEIGHT.key(header.chain.encode(), header.height, block.id), b""),
-            (Prefix.AUTHOR.key(header.author, header.seq, block.id), b""),
-            (Prefix.STATE.key(), pack(_State(FORMAT, self.genesis.network, self._count + 1))),
-        ]
-        batch += [(Prefix.HEAD.key(parent), None) for parent in header.parents]
-        batch.append((Prefix.HEAD.key(block.id), b""))
-        if any(in_catalog(record) for record in block.records):
-            batch.append((Prefix.CATALOG.key(header.height, block.id), b""))
-        return batch
+        if entries:
+            self._take_entries(entries)
 
     def _adopt(self, block: Block) -> Accepted:
         """Add what waited for a block, and what waited for that, level by level."""
@@ -380,54 +324,7 @@ class Replica:
             self._refused.popitem(last=False)
         return refusals
 
-    def _note_records(self, block: Block) -> bool:
-        found = False
-        for index, record in enumerate(block.records):
-            if in_catalog(record):
-                insort(self._entries, Entry(block.height, block.id, index, record))
-                found = True
-        return found
-
-    # What is stored
-
-    def _stored_block(self, id: bytes) -> Block:
-        if (block := self.block(id)) is None:
-            raise StoreError(f"the chain's database in {self._store.directory} lacks block {id.hex()} of its own index")
-        return block
-
-    def _read_state(self) -> int:
-        raw = self._store.get(Prefix.STATE.key())
-        if raw is None:
-            self._store.write([(Prefix.STATE.key(), pack(_State(FORMAT, self.genesis.network, 0)))])
-            return 0
-        state = unpack(_State, raw, most=128)
-        if state.format != FORMAT:
-            raise StoreError(
-                f"the chain in {self._store.directory} has format {state.format}; this program has {FORMAT}"
-            )
-        if state.network != self.genesis.network:
-            raise StoreError(
-                f"the chain in {self._store.directory} is of network {state.network.hex()}, the genesis file of "
-                f"{self.genesis.network.hex()}: use the genesis file of that network, or another data directory"
-            )
-        return state.blocks
-
-    def _read_node(self, id: bytes) -> Node | None:
-        raw = self._store.get(Prefix.NODE.key(id))
-        if raw is None:
-            return None
-        stored = unpack(_StoredNode, raw, most=MAX_BLOCK)
-        past = dict(zip(stored.past[::2], stored.past[1::2], strict=True))
-        return Node(stored.height, stored.branch, stored.seq, stored.parents, past)
-
-    def _read_branches(self) -> dict[int, Branch]:
-        branches: dict[int, Branch] = {}
-        for key in self._store.keys(Prefix.BRANCH.key()):
-            stored = unpack(_StoredBranch, self._store.get(key) or b"", most=256)
-            branches[int.from_bytes(key[1:])] = Branch(stored.author, stored.first, stored.last, stored.tip)
-        return branches
-
-
-def _stored_node(node: Node) -> _StoredNode:
-    past = tuple(number for pair in sorted(node.past.items()) for number in pair)
-    return _StoredNode(node.height, node.branch, node.seq, node.parents, past)
+    def _take_entries(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            insort(self._entries, entry)
+        self._catalog = None

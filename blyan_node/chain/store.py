@@ -118,20 +118,21 @@ class Store:
         try:
             yield
         except plyvel.CorruptionError as error:
-            raise StoreError(self._damaged(error)) from error
+            raise StoreError(self.damaged(_text(error))) from error
         except (plyvel.IOError, OSError) as error:
-            text = str(error)
+            text = _text(error)
             if os.strerror(errno.ENOSPC) in text or getattr(error, "errno", None) == errno.ENOSPC:
                 raise DiskFull(f"no space left for the chain in {self.directory}: free some and start again") from error
             if "lock" in text.lower():
                 raise AlreadyRunning(f"another process holds the chain in {self.directory}: stop it first") from error
-            if "No such file" in text or "not found" in text.lower():
-                raise StoreError(self._damaged(error)) from error
+            if isinstance(error, plyvel.IOError) and ("No such file" in text or "Invalid argument" in text):
+                raise StoreError(self.damaged(_text(error))) from error
             raise StoreError(f"the chain's database in {self.directory} failed: {text}") from error
 
-    def _damaged(self, error: Exception) -> str:
+    def damaged(self, what: str) -> str:
+        """Return the text of an error that tells what is damaged, and what to do."""
         return (
-            f"the chain's database is damaged ({error}). Stop the node, move {self.directory} away and start again: "
+            f"the chain's database is damaged ({what}). Stop the node, move {self.directory} away and start again: "
             "the node fetches the chain from its peers. A validator waits until it has caught up before it writes"
         )
 
@@ -140,6 +141,12 @@ def _end(prefix: bytes) -> bytes | None:
     """Return the first key behind all keys that begin with ``prefix``."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def _text(error: Exception) -> str:
+    """Return the message of an error; plyvel gives LevelDB's as bytes."""
+    message = error.args[0] if error.args else ""
+    return message.decode(errors="replace") if isinstance(message, bytes) else str(error)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,161 @@
+"""What a replica keeps in its database, typed: blocks, the nodes of the DAG, heads, branches and indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from typing import Annotated, TypeVar
+
+from blyan_node.chain.block import MAX_BLOCK, MAX_PARENTS, Block, decode_block
+from blyan_node.chain.dag import Branch, Node, Placed
+from blyan_node.chain.genesis import Genesis
+from blyan_node.chain.records import Address, Hash
+from blyan_node.chain.store import Batch, Prefix, Store
+from blyan_node.codec import Size, pack, unpack
+from blyan_node.errors import CodecError, StoreError
+
+FORMAT = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _State:
+    format: int
+    network: Hash
+    blocks: int
+
+
+@dataclass(frozen=True)
+class _StoredNode:
+    height: int
+    branch: int
+    seq: int
+    parents: Annotated[tuple[Hash, ...], Size(MAX_PARENTS)]
+    past: tuple[int, ...]  # branch, reach, branch, reach, … sorted by branch
+
+
+@dataclass(frozen=True)
+class _StoredBranch:
+    author: Address
+    first: int
+    last: int
+    tip: Hash
+
+
+class Tables:
+    """Reads and writes the database of one network. Whatever does not read back as it was written is damage."""
+
+    def __init__(self, store: Store, genesis: Genesis) -> None:
+        """Use an open store. Raises StoreError where it is of another network or format."""
+        self._store = store
+        self._network = genesis.network
+        key = Prefix.STATE.key()
+        if store.get(key) is None:
+            store.write([(key, pack(_State(FORMAT, genesis.network, 0)))])
+        state = self._read(_State, key)
+        if state is not None and state.format != FORMAT:
+            raise StoreError(f"the chain in {store.directory} has format {state.format}; this program has {FORMAT}")
+        if state is not None and state.network != genesis.network:
+            raise StoreError(
+                f"the chain in {store.directory} is of network {state.network.hex()}, the genesis file of "
+                f"{genesis.network.hex()}: use the genesis file of that network, or another data directory"
+            )
+
+    def count(self) -> int:
+        """Return the number of blocks."""
+        state = self._read(_State, Prefix.STATE.key())
+        return 0 if state is None else state.blocks
+
+    def raw(self, id: bytes) -> bytes | None:
+        """Return an encoded block."""
+        return self._store.get(Prefix.BLOCK.key(id))
+
+    def block(self, id: bytes) -> Block | None:
+        """Return a block."""
+        if (raw := self.raw(id)) is None:
+            return None
+        try:
+            return decode_block(raw)
+        except CodecError as error:
+            raise StoreError(self._store.damaged(f"block {id.hex()} is unreadable")) from error
+
+    def node(self, id: bytes) -> Node | None:
+        """Return the node of a block in the DAG."""
+        if (stored := self._read(_StoredNode, Prefix.NODE.key(id))) is None:
+            return None
+        past = dict(zip(stored.past[::2], stored.past[1::2], strict=True))
+        return Node(stored.height, stored.branch, stored.seq, stored.parents, past)
+
+    def heads(self) -> list[bytes]:
+        """Return the ids of the blocks without children."""
+        return [key[1:] for key in self._store.keys(Prefix.HEAD.key())]
+
+    def branches(self) -> dict[int, Branch]:
+        """Return all branches by number."""
+        branches: dict[int, Branch] = {}
+        for key in self._store.keys(Prefix.BRANCH.key()):
+            if stored := self._read(_StoredBranch, key):
+                branches[int.from_bytes(key[1:])] = Branch(stored.author, stored.first, stored.last, stored.tip)
+        return branches
+
+    def rivals(self, author: bytes, seq: int) -> int:
+        """Return how many blocks of an author have one seq."""
+        return sum(1 for _ in self._store.keys(Prefix.AUTHOR.key(author, seq)))
+
+    def with_records(self) -> Iterator[Block]:
+        """Iterate over the blocks that carry records of the catalog."""
+        for key in self._store.keys(Prefix.CATALOG.key()):
+            yield self._indexed(key[9:])
+
+    def ordered(self, chains: Sequence[str], after: tuple[int, bytes] | None) -> Iterator[Block]:
+        """Iterate over the blocks of some chains in (height, id) order, from behind the place ``after``."""
+        ranges = []
+        for chain in chains:
+            prefix = Prefix.HEIGHT.key(chain.encode())
+            start = None if after is None else Prefix.HEIGHT.key(chain.encode(), *after)
+            ranges.append(self._store.keys(prefix, after=start))
+        for key in merge(*ranges, key=lambda key: key[2:]):
+            yield self._indexed(key[10:])
+
+    def add(self, block: Block, placed: Placed, *, count: int, in_catalog: bool) -> None:
+        """Write a block and all that follows from it, in one batch; ``count`` is the number of blocks with it."""
+        header, node, branch = block.header, placed.node, placed.branch
+        past = tuple(number for pair in sorted(node.past.items()) for number in pair)
+        stored_node = _StoredNode(node.height, node.branch, node.seq, node.parents, past)
+        stored_branch = _StoredBranch(branch.author, branch.first, branch.last, branch.tip)
+        batch: Batch = [
+            (Prefix.STATE.key(), pack(_State(FORMAT, self._network, count))),
+            (Prefix.BLOCK.key(block.id), block.raw),
+            (Prefix.NODE.key(block.id), pack(stored_node)),
+            (Prefix.BRANCH.key(node.branch), pack(stored_branch)),
+            (Prefix.HEIGHT.key(header.chain.encode(), header.height, block.id), b""),
+            (Prefix.AUTHOR.key(header.author, header.seq, block.id), b""),
+            *((Prefix.HEAD.key(parent), None) for parent in header.parents),
+            (Prefix.HEAD.key(block.id), b""),
+        ]
+        if in_catalog:
+            batch.append((Prefix.CATALOG.key(header.height, block.id), b""))
+        self._store.write(batch)
+
+    def flush(self) -> None:
+        """See :meth:`Store.flush`."""
+        self._store.flush()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._store.close()
+
+    def _indexed(self, id: bytes) -> Block:
+        if (block := self.block(id)) is None:
+            raise StoreError(self._store.damaged(f"block {id.hex()} is in an index but not here"))
+        return block
+
+    def _read(self, cls: type[T], key: bytes) -> T | None:
+        if (raw := self._store.get(key)) is None:
+            return None
+        try:
+            return unpack(cls, raw, most=MAX_BLOCK)
+        except CodecError as error:
+            raise StoreError(self._store.damaged(f"an entry {key[:1]!r} is unreadable")) from error
