@@ -106,21 +106,24 @@ class DecoderLayer:
             self._query_norm = RmsNorm(tensors["self_attn.q_norm.weight"], spec.norm_eps)
             self._key_norm = RmsNorm(tensors["self_attn.k_norm.weight"], spec.norm_eps)
 
-        def linear(name: str) -> Linear:
-            return Linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+        def linear(*names: str) -> Linear:
+            biases = [tensors[f"{name}.bias"] for name in names if f"{name}.bias" in tensors]
+            return Linear([tensors[f"{name}.weight"] for name in names], biases)
 
-        self._query, self._key, self._value, self._output = (linear(f"self_attn.{name}_proj") for name in "qkvo")
-        self._gate, self._up, self._down = (linear(f"mlp.{name}_proj") for name in ("gate", "up", "down"))
+        self._inputs = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self._output = linear("self_attn.o_proj")
+        self._gate_and_up = linear("mlp.gate_proj", "mlp.up_proj")
+        self._down = linear("mlp.down_proj")
 
     def __call__(self, x: torch.Tensor, rotation: Rotation, segments: list[Segment]) -> torch.Tensor:
         """Run on x [tokens, hidden], rows of the segments in order; appends to their caches."""
         x = x + self._attention(self._attention_norm(x), rotation, segments)
-        h = self._mlp_norm(x)
-        return x + self._down(fn.silu(self._gate(h)) * self._up(h))
+        gate, up = self._gate_and_up.split(self._mlp_norm(x))
+        return x + self._down(fn.silu(gate) * up)
 
     def _attention(self, h: torch.Tensor, rotation: Rotation, segments: list[Segment]) -> torch.Tensor:
-        heads = (h.shape[0], -1, self._head_dim)
-        queries, keys, values = self._query(h).view(heads), self._key(h).view(heads), self._value(h).view(heads)
+        shape = (h.shape[0], -1, self._head_dim)
+        queries, keys, values = (part.reshape(shape) for part in self._inputs.split(h))
         if self._query_norm is not None and self._key_norm is not None:
             queries, keys = self._query_norm(queries), self._key_norm(keys)
         queries, keys = rotation(queries), rotation(keys)

@@ -92,7 +92,7 @@ class Shard:
         if units[-1] == "head":
             self._norm = RmsNorm(tensors["head"]["norm.weight"], spec.norm_eps)
             projection = tensors["embed" if spec.tied_head else "head"]
-            self._projection = Linear(projection["embed_tokens.weight" if spec.tied_head else "lm_head.weight"])
+            self._projection = Linear([projection["embed_tokens.weight" if spec.tied_head else "lm_head.weight"]])
 
     @classmethod
     def load(
