@@ -6,8 +6,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -36,7 +38,7 @@ def main() -> int:
     try:
         _demo(console)
     except BlyanError as error:
-        console.print(f"[bold red]The demo failed:[/] {error}", markup=True)
+        console.print(f"[bold red]The demo failed:[/] {escape(str(error))}")
         return 1
     except KeyboardInterrupt:
         console.print("Interrupted.")
@@ -59,6 +61,10 @@ def _demo(console: Console) -> None:
             for number, question in enumerate(QUESTIONS, start=1):
                 _ask(console, net.node(number % NODES).client, number % NODES, question)
             _compare_chains(console, net)
+        except BlyanError:
+            for node in net.nodes:
+                console.print(f"\n[bold]The end of node {node.index}'s log:[/]\n{escape(node.last_words())}")
+            raise
         finally:
             _title(console, "Stopping")
             killed = net.stop()
@@ -109,7 +115,7 @@ def _wait_spread(console: Console, net: Testnet) -> None:
 
 
 def _ask(console: Console, client: Client, number: int, question: str) -> None:
-    _title(console, f"Through node {number}: {question}")
+    _title(console, f"Through node {number}: {escape(question)}")
     timing: dict[str, object] = {}
     tokens = 0
     began = time.monotonic()
@@ -145,7 +151,7 @@ def _ask(console: Console, client: Client, number: int, question: str) -> None:
 
 def _compare_chains(console: Console, net: Testnet) -> None:
     _title(console, "The chain, as each node has it")
-    statuses = []
+    statuses: list[dict[str, Any]] = []
 
     def equal() -> bool:
         statuses[:] = [node.client.status() for node in net.nodes]

@@ -82,7 +82,7 @@ class Node:
     def last_words(self) -> str:
         """The end of the daemon's log, for error messages."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join(lines[-5:])
+        return "\n".join(lines[-15:])
 
 
 class Testnet:
