@@ -194,25 +194,20 @@ class BlobStore:
             self._complete(ref, part)
         return part.complete
 
-    def close(self) -> None:
-        """Close the files of partial blobs; they are resumed when opened again."""
-        for part in self._parts.values():
-            part.close()
-        self._parts.clear()
-
     def _remove_part(self, ref: BlobRef) -> None:
-        if part := self._parts.pop(ref, None):
-            part.close()
+        self._parts.pop(ref, None)
         self._part(ref).unlink(missing_ok=True)
         _leaves(self._part(ref)).unlink(missing_ok=True)
 
     def _complete(self, ref: BlobRef, part: _Part) -> None:
-        if Tree(part.leaves).root != ref.root:  # each had its proof: only a change on the disk can cause this
+        if Tree(part.leaves).root != ref.root:  # each chunk had its proof
             self.remove(ref)
-            raise IntegrityError(f"the partial blob {ref.root.hex()} was changed on the disk; it is fetched anew")
+            raise IntegrityError(
+                f"the chunks of blob {ref.root.hex()} do not add up: its size on the chain is wrong, or the partial "
+                "file was changed on the disk"
+            )
         with self._failures():
-            os.fsync(part.file.fileno())
-            part.close()
+            part.sync()
             del self._parts[ref]
             self._finish(ref, self._part(ref), part.leaves)
             _leaves(self._part(ref)).unlink(missing_ok=True)
@@ -282,21 +277,19 @@ class BlobStore:
 
 
 class _Part:
-    """The files of a partial blob, open, and its leaf hashes in memory (32 bytes a chunk)."""
+    """The files of a partial blob, and its leaf hashes in memory (32 bytes a chunk)."""
 
     def __init__(self, ref: BlobRef, path: Path) -> None:
-        self.ref = ref
-        self.file = _open(path, ref.size)
-        self._leaf_file = _open(_leaves(path), HASH_SIZE * chunk_count(ref))
-        packed = self._leaf_file.read()
-        self.leaves = [packed[at : at + HASH_SIZE] for at in range(0, len(packed), HASH_SIZE)]
-        for index, leaf in enumerate(self.leaves):
-            if leaf != _NOTHING and leaf_hash(self._read(index)) != leaf:
-                self.leaves[index] = _NOTHING
+        """Create the files, or look at what an earlier run left in them."""
+        self.ref, self.path = ref, path
+        with _open(path, ref.size) as file, _open(_leaves(path), HASH_SIZE * chunk_count(ref)) as leaf_file:
+            packed = leaf_file.read()
+            self.leaves = [packed[at : at + HASH_SIZE] for at in range(0, len(packed), HASH_SIZE)]
+            for index, leaf in enumerate(self.leaves):
+                if leaf != _NOTHING:
+                    data = os.pread(file.fileno(), chunk_size(ref, index), index * CHUNK)
+                    self.leaves[index] = leaf if leaf_hash(data) == leaf else _NOTHING
         self._left = self.leaves.count(_NOTHING)
-
-    def _read(self, index: int) -> bytes:
-        return os.pread(self.file.fileno(), chunk_size(self.ref, index), index * CHUNK)
 
     def missing(self) -> list[int]:
         return [index for index, leaf in enumerate(self.leaves) if leaf == _NOTHING]
@@ -308,14 +301,16 @@ class _Part:
     def put(self, index: int, data: Buffer, leaf: bytes) -> None:
         if self.leaves[index] != _NOTHING:
             return
-        _write(self.file.fileno(), data, index * CHUNK)
-        _write(self._leaf_file.fileno(), leaf, index * HASH_SIZE)
+        with self.path.open("r+b", buffering=0) as file:
+            _write(file.fileno(), data, index * CHUNK)
+        with _leaves(self.path).open("r+b", buffering=0) as file:
+            _write(file.fileno(), leaf, index * HASH_SIZE)
         self.leaves[index] = leaf
         self._left -= 1
 
-    def close(self) -> None:
-        self.file.close()
-        self._leaf_file.close()
+    def sync(self) -> None:
+        with self.path.open("r+b", buffering=0) as file:
+            os.fsync(file.fileno())
 
 
 def _leaves(content: Path) -> Path:
