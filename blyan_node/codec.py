@@ -104,9 +104,12 @@ def unpack(cls: type[T], data: bytes | memoryview, *, most: int) -> T:
 
 
 def to_value(item: Any) -> Value:
-    """Turn dataclasses, tuples and strings into plain values."""
+    """Turn dataclasses, tuples and strings into plain values; raise CodecError for text that has no UTF-8 form."""
     if isinstance(item, str):
-        return item.encode()
+        try:
+            return item.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, as JSON can smuggle in
+            raise CodecError("text that has no UTF-8 form") from error
     if isinstance(item, tuple | list):
         return [to_value(part) for part in item]
     if dataclasses.is_dataclass(item):

@@ -70,7 +70,7 @@ class Genesis:
         """Return the text of the genesis file."""
         lines = [
             f"format = {self.format}",
-            f"name = {json.dumps(self.name)}",
+            f"name = {_quoted(self.name)}",
             f"created_ms = {self.created_ms}",
         ]
         for validator in self.validators:
@@ -117,6 +117,11 @@ def parse_genesis(text: str) -> Genesis:
             raise ConfigError(f"{show_address(address)} is listed twice")
         stakes[address] = _get(entry, "stake", int)
     return Genesis.make(_get(table, "name", str), stakes, created_ms=_get(table, "created_ms", int))
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML basic string: JSON's, but TOML forbids a bare DEL and surrogate pairs."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _get(table: dict[str, Any], name: str, kind: type) -> Any:

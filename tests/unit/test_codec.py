@@ -172,6 +172,11 @@ def test_each_field_is_checked(at, value):
         unpack(Outer, encode(wrong), most=100)
 
 
+def test_text_without_a_utf8_form_is_not_packed():
+    with pytest.raises(CodecError):
+        pack(Outer("\ud800", True, None, (), (1, b"")))
+
+
 def test_a_field_of_an_unknown_type_is_our_own_mistake():
     @dataclass(frozen=True)
     class Wrong:

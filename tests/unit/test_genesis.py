@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blyan_node.chain.genesis import MAX_STAKE, Genesis, load_genesis, parse_genesis
+from blyan_node.codec import encode
+from blyan_node.errors import ConfigError
+from tests.support.chains import GENESIS, KEYS
+
+TEXT = """
+format = 1
+name = "devnet"
+created_ms = 1700000000000
+
+[[validators]]
+address = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+stake = 5
+"""
+
+
+@given(
+    st.text(min_size=1, max_size=16),
+    st.dictionaries(st.binary(min_size=20, max_size=20), st.integers(1, 10**15), min_size=1, max_size=5),
+    st.integers(0, 2**62),
+)
+def test_a_genesis_survives_its_file(name, stakes, created_ms):
+    genesis = Genesis.make(name, stakes, created_ms=created_ms)
+    again = parse_genesis(genesis.to_toml())
+    assert again == genesis
+    assert again.network == genesis.network
+    assert Genesis.make(name, dict(reversed(stakes.items())), created_ms=created_ms).network == genesis.network
+
+
+def test_the_network_is_the_hash_of_the_canonical_form(tmp_path):
+    validators = [[key.address, 10] for key in sorted(KEYS, key=lambda key: key.address)]
+    assert GENESIS.network == hashlib.sha256(encode([1, b"test", 1_700_000_000_000, validators])).digest()
+    GENESIS.save(tmp_path / "genesis.toml")
+    assert load_genesis(tmp_path / "genesis.toml") == GENESIS
+    assert GENESIS.bonded == {key.address for key in KEYS}
+
+
+def test_every_part_makes_another_network():
+    stakes = {KEYS[0].address: 1}
+    networks = {
+        Genesis.make("a", stakes, created_ms=0).network,
+        Genesis.make("b", stakes, created_ms=0).network,
+        Genesis.make("a", stakes, created_ms=1).network,
+        Genesis.make("a", {KEYS[0].address: 2}, created_ms=0).network,
+        Genesis.make("a", {KEYS[1].address: 1}, created_ms=0).network,
+    }
+    assert len(networks) == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("format = 1", "format = 2", "format 2 is not known"),
+        ("format = 1", "", "format is missing"),
+        ("format = 1", "format = 1\nextra = 2", "unknown names: extra"),
+        ("stake = 5", "stake = 5\nweight = 1", "a validator has unknown names: weight"),
+        ("stake = 5", "stake = 0", "not a usable genesis"),
+        ("stake = 5", "stake = -1", "not a usable genesis"),
+        ("stake = 5", "stake = 5.0", "stake takes int"),
+        ("stake = 5", "stake = true", "stake takes int"),
+        ("stake = 5", "", "stake is missing"),
+        ("stake = 5", f"stake = {MAX_STAKE + 1}", "not a usable genesis"),
+        ("0x5aAeb", "0x5AAeb", "checksum"),
+        ("0x5aAeb", "x5aAeb", "is not an address"),
+        ('"devnet"', "7", "name takes str"),
+        ('"devnet"', '""', "not a usable genesis"),
+        ("1700000000000", "-1", "not a usable genesis"),
+        ("[[validators]]", "[[others]]", "unknown names: others"),
+        ("[[validators]]", "[validators]", "validators takes list"),
+        ("name =", "name", "not TOML"),
+        ("stake = 5", 'stake = 5\n[[validators]]\naddress = "0x5aaeb6053f3e94c9b9a09f33669435e7ef1beaed"', "twice"),
+        (TEXT[TEXT.index("[[") :], "validators = []", "not a usable genesis"),
+        (TEXT[TEXT.index("[[") :], "validators = [1]", "takes tables"),
+    ],
+)
+def test_a_faulty_file_is_refused_by_name(tmp_path, old, new, message):
+    path = tmp_path / "genesis.toml"
+    path.write_text(TEXT)
+    assert load_genesis(path).name == "devnet"
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(ConfigError, match=f"genesis.toml.*{message}"):
+        load_genesis(path)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load_genesis(tmp_path / "absent")
+    (tmp_path / "binary").write_bytes(b"\xff\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_genesis(tmp_path / "binary")
+
+
+def test_stakes_are_bounded_in_sum():
+    with pytest.raises(ConfigError, match="add up"):
+        Genesis.make("rich", {key.address: MAX_STAKE for key in KEYS[:2]}, created_ms=0)
