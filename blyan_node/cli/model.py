@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,7 +21,10 @@ def import_model(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a model into the network, from files on this machine. The running node reads them."""
+    from rich.console import Console
+
     from blyan_node.api.client import connect
+    from blyan_node.cli.progress import show_progress
 
     if not source.startswith("hf:"):
         path = Path(source).expanduser().absolute()
@@ -31,44 +32,11 @@ def import_model(
             raise ConfigError(f"there is no file or directory {path}")
         source = str(path)
     with connect(data_dir_of(data_dir)) as client, client.import_model(source, name) as steps:
-        published = show_progress(steps, quiet=as_json)
+        show_progress(steps, Console(quiet=as_json))
     if as_json:
-        say_json({"published": published})
+        say_json({"published": True})
     else:
         say("Published. Peers fetch and spread its layers now; see: blyan-node status")
-
-
-def show_progress(steps: Iterator[dict[str, Any]], *, quiet: bool) -> bool:
-    """Draw an import's progress as it comes; return whether it was published."""
-    from blyan_node.api.client import CannotReach
-
-    if not quiet and sys.stdout.isatty():
-        return _draw(steps)
-    stage = None
-    for step in steps:
-        if step.get("published"):
-            return True
-        if step["stage"] != stage and not quiet:
-            stage = step["stage"]
-            say(f"{stage}…")
-    raise CannotReach("the node ended before the model was published; see its log")
-
-
-def _draw(steps: Iterator[dict[str, Any]]) -> bool:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from blyan_node.api.client import CannotReach
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        bars: dict[str, Any] = {}
-        for step in steps:
-            if step.get("published"):
-                return True
-            if step["stage"] not in bars:
-                bars[step["stage"]] = progress.add_task(step["stage"], total=step["total"])
-            progress.update(bars[step["stage"]], completed=step["done"], total=step["total"])
-    raise CannotReach("the node ended before the model was published; see its log")
 
 
 @app.command("list", epilog="Example: blyan-node model list")

@@ -28,14 +28,16 @@ def up(
     directory: DirOption = None,
 ) -> None:
     """Start a net, or start again the one that lies in the directory."""
-    from blyan_node.cli.model import show_progress
+    from rich.console import Console
+
+    from blyan_node.cli.progress import show_progress
     from blyan_node.testnet.local import Testnet
 
     net = Testnet(_root(directory), nodes=nodes, memory_limit=memory_limit, progress=say)
     net.start()
     if model is not None:
         with net.node(0).client.import_model(str(model.absolute()), None) as steps:
-            show_progress(steps, quiet=False)
+            show_progress(steps, Console())
     net.close()
     say(f"Running. Talk to a node: blyan-node chat --data-dir {net.node(0).data_dir}")
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from blyan_node.api.client import Client
 from blyan_node.cli.common import human_size, short
+from blyan_node.cli.progress import show_progress
 from blyan_node.errors import BlyanError, LocalError
 from blyan_node.testnet.demo_model import demo_model_path
 from blyan_node.testnet.local import Testnet, wait_until
@@ -78,20 +79,8 @@ def _title(console: Console, text: str) -> None:
 
 def _publish(console: Console, client: Client, model: Path) -> None:
     _title(console, "Node 0 publishes the model: each layer becomes a block and a file")
-    with client.import_model(str(model), MODEL) as steps, _bars(console) as progress:
-        bars: dict[str, TaskID] = {}
-        published = False
-        for step in steps:
-            if published := bool(step.get("published")):
-                break
-            stage = step["stage"]
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=step["total"])
-                if not console.is_terminal:
-                    console.print(f"  {stage}…")
-            progress.update(bars[stage], completed=step["done"], total=step["total"])
-    if not published:
-        raise LocalError("node 0 ended before the model was published")
+    with client.import_model(str(model), MODEL) as steps:
+        show_progress(steps, console)
 
 
 def _wait_spread(console: Console, net: Testnet) -> None:
