@@ -40,26 +40,27 @@ class Cache:
         self.length = 0
         self.closed = False
         self._on_close = on_close
-        shape = (layers, kv_heads, capacity, head_dim)
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
+        shape = (layers, 1, kv_heads, capacity, head_dim)
+        self._keys = torch.empty(shape, dtype=dtype, device=device).unbind()
+        self._values = torch.empty(shape, dtype=dtype, device=device).unbind()
 
     def append(
         self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write ``keys`` and ``values`` [tokens, kv_heads, head_dim] of one of the shard's layers from ``position`` on.
+        """Write ``keys`` and ``values`` [kv_heads, tokens, head_dim] of one layer from ``position`` on.
 
-        Returns all of them up to there, [kv_heads, position + tokens, head_dim], as views. ``length`` stays: the shard
-        raises it when every layer has run, so a step that failed has changed nothing.
+        Returns all of them up to there, [1, kv_heads, position + tokens, head_dim], as views. ``length`` stays: the
+        shard raises it when every layer has run, so a step that failed has changed nothing.
         """
-        layer, end = layer - self.skipped, position + keys.shape[0]
-        self._keys[layer, :, position:end] = keys.transpose(0, 1)
-        self._values[layer, :, position:end] = values.transpose(0, 1)
-        return self._keys[layer, :, :end], self._values[layer, :, :end]
+        tokens = keys.shape[1]
+        held_keys, held_values = self._keys[layer], self._values[layer]
+        held_keys.narrow(2, position, tokens).copy_(keys)
+        held_values.narrow(2, position, tokens).copy_(values)
+        return held_keys.narrow(2, 0, position + tokens), held_values.narrow(2, 0, position + tokens)
 
     def close(self) -> None:
         """Give the memory and the capacity back."""
         if not self.closed:
             self.closed = True
-            self._keys = self._values = torch.empty(0)
+            self._keys = self._values = ()
             self._on_close()

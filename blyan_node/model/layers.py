@@ -20,15 +20,14 @@ from blyan_node.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Segment:
-    """The rows ``start`` to ``stop`` of a batch: consecutive tokens of one session, the first at ``position``.
+    """The next ``tokens`` rows of a batch: consecutive tokens of one session, the first at ``position``.
 
     ``mask`` [groups * tokens, position + tokens] is true where a query may look; None where it may look everywhere.
     """
 
     cache: Cache
-    start: int
-    stop: int
     position: int
+    tokens: int
     mask: torch.Tensor | None
 
 
@@ -122,27 +121,31 @@ class DecoderLayer:
         return x + self._down(fn.silu(gate) * up)
 
     def _attention(self, h: torch.Tensor, rotation: Rotation, segments: list[Segment]) -> torch.Tensor:
-        shape = (h.shape[0], -1, self._head_dim)
+        rows = h.shape[0]
+        shape = (rows, -1, self._head_dim)
         queries, keys, values = (part.reshape(shape) for part in self._inputs.split(h))
         if self._query_norm is not None and self._key_norm is not None:
             queries, keys = self._query_norm(queries), self._key_norm(keys)
         queries, keys = rotation(queries), rotation(keys)
-        parts = [
-            self._attend(queries[s.start : s.stop], keys[s.start : s.stop], values[s.start : s.stop], s)
-            for s in segments
-        ]
-        return self._output(torch.cat(parts) if len(parts) > 1 else parts[0])
+        # Tokens become the last but one dimension here, once, so that little is left to do for each session.
+        grouped = queries.view(rows, self._kv_heads, self._groups, self._head_dim).permute(1, 2, 0, 3)
+        sizes = [segment.tokens for segment in segments]
+        each = zip(
+            segments,
+            torch.split(grouped, sizes, dim=2),
+            torch.split(keys.transpose(0, 1), sizes, dim=1),
+            torch.split(values.transpose(0, 1), sizes, dim=1),
+            strict=True,
+        )
+        attended = torch.cat([self._attend(segment, q, k, v) for segment, q, k, v in each], dim=2)
+        return self._output(attended.permute(2, 0, 1, 3).reshape(rows, -1))
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segment: Segment) -> torch.Tensor:
-        """One session's attention: q, k, v [tokens, (kv_)heads, head_dim] to [tokens, heads * head_dim]."""
+    def _attend(self, segment: Segment, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """One session's attention: q [kv_heads, groups, tokens, head_dim], k and v [kv_heads, tokens, head_dim]."""
         keys, values = segment.cache.append(self._index, segment.position, k, v)
         # The query heads that share a key-value head become rows of one product: nothing is repeated in memory.
-        tokens = q.shape[0]
-        rows = q.view(tokens, self._kv_heads, self._groups, self._head_dim).permute(1, 2, 0, 3)
-        rows = rows.reshape(1, self._kv_heads, self._groups * tokens, self._head_dim)
-        out = fn.scaled_dot_product_attention(rows, keys[None], values[None], attn_mask=segment.mask)
-        out = out.view(self._kv_heads, self._groups, tokens, self._head_dim).permute(2, 0, 1, 3)
-        return out.reshape(tokens, -1)
+        rows = q.reshape(1, self._kv_heads, self._groups * segment.tokens, self._head_dim)
+        return fn.scaled_dot_product_attention(rows, keys, values, attn_mask=segment.mask).view(q.shape)
 
 
 def causal_mask(position: int, tokens: int, groups: int, device: torch.device) -> torch.Tensor | None:

@@ -231,11 +231,12 @@ class Shard:
         x = self._input(works)
         if cache.layers:
             groups = self.spec.heads // self.spec.kv_heads
-            segments, start = [], 0
-            for work in works:
-                mask = causal_mask(work.position, work.size, groups, self.device)
-                segments.append(Segment(work.cache, start, start + work.size, work.position, mask))
-                start += work.size
+            segments = [
+                Segment(
+                    work.cache, work.position, work.size, causal_mask(work.position, work.size, groups, self.device)
+                )
+                for work in works
+            ]
             positions = [work.position + offset for work in works for offset in range(work.size)]
             rotation = self._rotary(torch.tensor(positions, dtype=torch.float32, device=self.device))
             for layer in self._layers[cache.skipped : cache.skipped + cache.layers]:
