@@ -112,9 +112,17 @@ def to_value(item: Any) -> Value:
             raise CodecError("text that has no UTF-8 form") from error
     if isinstance(item, tuple | list):
         return [to_value(part) for part in item]
-    if dataclasses.is_dataclass(item):
-        return [to_value(getattr(item, field.name)) for field in dataclasses.fields(item)]
+    if (names := _field_names(typing.cast(Any, type(item)))) is not None:
+        return [to_value(getattr(item, name)) for name in names]
     return item
+
+
+@cache
+def _field_names(cls: type) -> tuple[str, ...] | None:
+    """Return the names of a dataclass's fields in order; None for any other type."""
+    if not dataclasses.is_dataclass(cls):
+        return None
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def from_value(cls: type[T], value: Value) -> T:
