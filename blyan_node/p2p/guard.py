@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from blyan_node.errors import BlyanError, PeerError, ProtocolViolation, RuleError
+from blyan_node.errors import LocalError, PeerError, ProtocolViolation, RuleError
 from blyan_node.p2p.transport import Handler, PeerId, Stream
 
 logger = logging.getLogger(__name__)
@@ -128,16 +128,15 @@ async def _abandon(stream: Stream | None) -> None:
 
 def _judge(error: BaseException, what: str, peer: PeerId, penalise: Penalise) -> None:
     """Log a fault, and count it where it is the peer's."""
-    leaves = list(_leaves(error))
-    if not all(isinstance(leaf, PeerError | RuleError) for leaf in leaves):
-        ours = [leaf for leaf in leaves if not isinstance(leaf, BlyanError)]
-        logger.error("%s failed: %s", what, error, exc_info=ours[0] if ours else error)
-        return
-    for leaf in leaves:
+    for leaf in _leaves(error):
         if isinstance(leaf, ProtocolViolation | RuleError):
             penalise(peer, VIOLATION, f"{what}: {leaf}")
-        else:
+        elif isinstance(leaf, PeerError):
             logger.debug("%s ended: %s", what, leaf)
+        elif isinstance(leaf, LocalError):
+            logger.warning("%s failed: %s", what, leaf)
+        else:
+            logger.error("%s failed: %s", what, leaf, exc_info=leaf)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -29,7 +29,8 @@ from blyan_node.errors import ChannelClosed, ConfigError, Unreachable
 from blyan_node.p2p import corrections, gossip, wire
 from blyan_node.p2p.address import parse_address, parse_dialable
 from blyan_node.p2p.guard import Scores, briefly, run_guarded
-from blyan_node.p2p.local import Subscriptions, Watchers
+from blyan_node.p2p.identity import peer_id_of
+from blyan_node.p2p.local import Subscriptions, Watchers, background
 from blyan_node.p2p.transport import (
     MAX_GOSSIP,
     Gossip,
@@ -56,9 +57,31 @@ async def open_host(secret: bytes, *, listen: str, announce: tuple[str, ...] = (
     ``/ip4/127.0.0.1/tcp/0``; ``announce`` multiaddrs to tell others instead of those listened on. Raises
     AlreadyRunning if the port is taken, ConfigError for an address that cannot be used.
     """
+    address = _listen_address(listen)
+    public = peer_id_of(create_new_key_pair(secret).public_key.to_bytes())
+    announced = tuple(_announced(text, public) for text in announce)
+    stop = trio.Event()
+    async with background() as nursery:
+        try:
+            yield await nursery.start(_run_host, secret, address, announced, stop)
+        finally:
+            stop.set()
+
+
+async def _run_host(
+    secret: bytes,
+    listen: Multiaddr,
+    announced: tuple[str, ...],
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[Network] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a host until told to stop.
+
+    It is shielded from cancellation: a cancelled swarm leaves its connections half closed and their sockets open.
+    """
     corrections.apply()
     gossip.apply()
-    address = _listen_address(listen)
     key = create_new_key_pair(secret)
     me, peerstore = ID.from_pubkey(key.public_key), PeerStore()
     peerstore.add_key_pair(me, key)
@@ -73,21 +96,23 @@ async def open_host(secret: bytes, *, listen: str, announce: tuple[str, ...] = (
     swarm.auto_connector = corrections.NoAutoConnector(swarm)
     host = corrections.QuietHost(swarm, disable_identify_address_discovery=True)
     router = gossip.SturdyGossipSub()
-    async with trio.open_nursery() as nursery:
-        network = Libp2pNetwork(host, swarm, nursery, tuple(_announced(text, PeerId(str(me))) for text in announce))
-        pubsub = gossip.SturdyPubsub(host, router, network.deliver, network.penalise)
-        network.attach(pubsub)
-        async with host.run([]), background_trio_service(pubsub), background_trio_service(router):
-            try:
-                await pubsub.wait_until_ready()
-                if not await swarm.listen(address):
-                    raise ConfigError(f"cannot listen on {listen}")
-                yield network
-            finally:
-                # H2: leaving host.run() before this leaks tasks, and the listener goes on accepting
-                with briefly(CONNECT_SECONDS):
-                    await host.close()
-        nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            network = Libp2pNetwork(host, swarm, nursery, announced)
+            pubsub = gossip.SturdyPubsub(host, router, network.deliver, network.penalise)
+            network.attach(pubsub)
+            async with host.run([]), background_trio_service(pubsub), background_trio_service(router):
+                try:
+                    await pubsub.wait_until_ready()
+                    if not await swarm.listen(listen):
+                        raise ConfigError(f"cannot listen on {listen}")
+                    task_status.started(network)
+                    await stop.wait()
+                finally:
+                    # H2: leaving host.run() before this leaks tasks, and the listener goes on accepting
+                    with briefly(CONNECT_SECONDS):
+                        await host.close()
+            nursery.cancel_scope.cancel()
 
 
 class Libp2pStream:

@@ -1,4 +1,4 @@
-"""The part of a network implementation that is the same in each: local subscribers and watchers."""
+"""The part of a network implementation that is the same in each: subscribers, watchers, background tasks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,25 @@ logger = logging.getLogger(__name__)
 
 WATCHER_CAPACITY = 1024
 """Changes of the neighbourhood that may wait for one watcher; beyond that the newest is dropped and logged."""
+
+
+@asynccontextmanager
+async def background() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery for the time of a context; its tasks are cancelled at the end.
+
+    An exception of the context's body comes out as it is, not in a group: ``except ConfigError`` outside goes on
+    working.
+    """
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:  # noqa: BLE001 raised again below
+            failure = error
+        finally:
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 @dataclass

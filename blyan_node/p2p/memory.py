@@ -18,7 +18,7 @@ from blyan_node.errors import AlreadyRunning, ChannelClosed, Unreachable
 from blyan_node.p2p.address import Address, parse_address, parse_dialable
 from blyan_node.p2p.guard import VIOLATION, Scores, run_guarded
 from blyan_node.p2p.identity import peer_id_of
-from blyan_node.p2p.local import Subscriptions, Watchers
+from blyan_node.p2p.local import Subscriptions, Watchers, background
 from blyan_node.p2p.transport import MAX_GOSSIP, Gossip, Handler, Network, PeerChange, PeerId, Stream, Validator
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class MemoryHub:
         key = (where.host, where.port)
         if key in self._nodes:
             raise AlreadyRunning(f"port {where.port} on {where.host} is in use")
-        async with trio.open_nursery() as nursery:
+        async with background() as nursery:
             node = MemoryNetwork(self, peer, where, nursery)
             self._nodes[key] = node
             try:
@@ -62,7 +62,6 @@ class MemoryHub:
             finally:
                 if self._nodes.get(key) is node:
                     self.kill(peer)
-                nursery.cancel_scope.cancel()
 
     def partition(self, *groups: Iterable[PeerId]) -> None:
         """Cut every connection between groups, and let none be made; who is in no group is in one of the rest."""

@@ -281,3 +281,9 @@ async def test_cancelling_a_group_leaves_nothing_behind(kind: Kind) -> None:
         async with network_group(2, kind):
             await trio.sleep_forever()
     assert scope.cancelled_caught
+
+
+async def test_errors_come_out_of_the_context_as_they_are(kind: Kind) -> None:
+    with pytest.raises(ConfigError, match="mine"):
+        async with Ground(kind).open(0):
+            raise ConfigError("mine")

@@ -8,10 +8,12 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from typing import Literal
 
+import coincurve
 import trio
 
+from blyan_node.p2p.identity import peer_id_of
 from blyan_node.p2p.memory import MemoryHub
-from blyan_node.p2p.transport import Network
+from blyan_node.p2p.transport import Network, PeerId
 
 Kind = Literal["memory", "libp2p"]
 Shape = Literal["full", "star", "line", "none"]
@@ -22,6 +24,11 @@ LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 def secret(number: int) -> bytes:
     """The private key of the node with this number."""
     return hashlib.sha256(b"test node %d" % number).digest()
+
+
+def peer_number(number: int) -> PeerId:
+    """The peer id of the node with this number."""
+    return peer_id_of(coincurve.PublicKey.from_secret(secret(number)).format())
 
 
 @dataclass
