@@ -161,6 +161,7 @@ class Testnet:
                 self._signal(node, signal.SIGKILL)
                 self._wait_down(node, STOP_TIMEOUT_S)
                 killed.append(node.index)
+        self.close()
         return killed
 
     def close(self) -> None:
