@@ -47,13 +47,13 @@ class Cache:
     def append(
         self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write ``keys`` and ``values`` [kv_heads, tokens, head_dim] of one layer from ``position`` on.
+        """Write ``keys`` and ``values`` [kv_heads, tokens, head_dim] of one of the shard's layers from ``position`` on.
 
         Returns all of them up to there, [1, kv_heads, position + tokens, head_dim], as views. ``length`` stays: the
         shard raises it when every layer has run, so a step that failed has changed nothing.
         """
         tokens = keys.shape[1]
-        held_keys, held_values = self._keys[layer], self._values[layer]
+        held_keys, held_values = self._keys[layer - self.skipped], self._values[layer - self.skipped]
         held_keys.narrow(2, position, tokens).copy_(keys)
         held_values.narrow(2, position, tokens).copy_(values)
         return held_keys.narrow(2, 0, position + tokens), held_values.narrow(2, 0, position + tokens)

@@ -1,8 +1,8 @@
 """Matrix products with weights that never change.
 
-On a CPU the weights are packed once into the blocked layout that oneDNN multiplies fastest with: up to three times the
-speed of a plain product in fp32, twice in bf16 at batch one (``python -m benchmarks.model``). Packing makes a private
-copy; the mapped file is then no longer touched and its pages are the system's to take back.
+On a CPU the weights are packed once into the blocked layout that oneDNN multiplies fastest with: measured, decoding a
+135M model went 1.7 times as fast in fp32 as with plain products. Packing makes a private copy; the mapped file is then
+no longer touched and its pages are the system's to take back.
 """
 
 from __future__ import annotations

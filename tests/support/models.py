@@ -120,3 +120,23 @@ def import_units(checkpoint: Checkpoint, directory: Path) -> dict[str, Path]:
 def smollm2_gguf() -> Path:
     """The real small model, SmolLM2-135M-Instruct, fetched once and cached outside the repository."""
     return demo_model_path()
+
+
+def smollm2_transformers() -> Any:
+    """The same model in transformers, fp32, from what transformers itself reads out of the GGUF file.
+
+    Its ``from_pretrained`` wants a package more for that, so its parts are put together here.
+    """
+    from transformers import AutoConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    path = smollm2_gguf()
+    settings = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(settings)
+    loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)  # type: ignore[no-untyped-call]
+    model.load_state_dict(loaded["tensors"], strict=False, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = LlamaRotaryEmbedding(settings)
+    return model.train(False)
