@@ -91,7 +91,7 @@ def assemble(
         library=library,
         pipeline=pipeline,
         stage=stage,
-        entry=Entry(network, peers, pipeline, view, library, stage, context_limit=context),
+        entry=Entry(network, peers, pipeline, view, heart, library, stage, context_limit=context),
         heart=heart,
         holder=Holder(
             network.peer_id, relay, library, exchange, view, heart, stage, workers,

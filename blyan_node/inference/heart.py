@@ -9,7 +9,7 @@ from collections.abc import Callable
 import trio
 
 from blyan_node.chain.keys import Key
-from blyan_node.errors import RuleError
+from blyan_node.errors import PeerError, RuleError
 from blyan_node.inference.messages import HEARTBEAT_TOPIC, Heartbeat
 from blyan_node.inference.swarm import INTERVAL, SwarmView, sign, verify
 from blyan_node.p2p.peers import Peers
@@ -46,7 +46,7 @@ class Heart:
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(self._beat, describe)
-            nursery.start_soon(self._watch, changes)
+            nursery.start_soon(self._watch, changes, nursery)
             task_status.started()
             async for message in heard:
                 self._hear(message)
@@ -60,12 +60,24 @@ class Heart:
             await trio.sleep(LEAST_APART)
             await self.urgent.after(seen, most=INTERVAL - LEAST_APART)
 
-    async def _watch(self, changes: trio.MemoryReceiveChannel[PeerChange]) -> None:
-        """A new neighbour should not wait for our heartbeat; one that went away may come back with another."""
+    async def _watch(self, changes: trio.MemoryReceiveChannel[PeerChange], nursery: trio.Nursery) -> None:
+        """A new neighbour should not wait for our heartbeat; one that went away is looked for."""
         async for change in changes:
-            self.urgent.beat()
-            if not change.connected:
-                self.changed.beat()
+            if change.connected:
+                self.urgent.beat()
+            else:
+                nursery.start_soon(self._look_for, change.peer)
+
+    async def _look_for(self, peer: PeerId) -> None:
+        """A connection ended. A peer that cannot be reached again is gone: why wait for its heartbeats to run out?"""
+        if not self._view.is_active(peer, trio.current_time()):
+            return
+        try:
+            await self._peers.ensure(peer)
+        except PeerError:
+            log.info("lost %s", peer)
+            self._view.forget(peer)
+            self.changed.beat()
 
     def _plausible(self, origin: PeerId, data: bytes) -> bool:
         try:

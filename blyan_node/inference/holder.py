@@ -33,7 +33,7 @@ from blyan_node.worker import Workers
 log = logging.getLogger(__name__)
 
 JITTER = (0.3, 1.2)  # seconds between announcing an intent and acting on it
-LOOK_EVERY = 2.0
+LOOK_EVERY = 1.0
 STORE_ALL_UP_TO = 8  # peers: in a net of that size everybody stores every blob
 KV_SHARE = 0.25  # of the memory limit is for caches
 
@@ -159,7 +159,6 @@ class Holder:
 
     async def _take_up(self, model: ModelEntry, span: Range) -> None:
         """Fetch what is missing of a range, load it, serve it."""
-        before = self.plan
         if self._stage.loaded is None:
             self._announce(Plan(model, span, LOADING))
         spec = ModelSpec.from_json(model.spec)
@@ -168,7 +167,7 @@ class Holder:
         for unit in sorted(spec.units.index(name) for name in needed):
             await self._fetch_unit(model, unit)
         await self._exchange.fetch(model.tokenizer, lambda: self._library.holders(model))
-        log.info("have the blobs of units %d..%d after %.1f s", span.first, span.last, time.monotonic() - began)
+        log.info("have the weights of units %d..%d after %.1f s", span.first, span.last, time.monotonic() - began)
         paths = {name: self._exchange.blobs.path(model.layers[spec.units.index(name)]) for name in needed}
         refs = [model.layers[spec.units.index(name)] for name in needed]
         await self._workers.disk.run(self._verify, refs)
@@ -179,7 +178,7 @@ class Holder:
         )
         self._stage.load(Loaded(model.id, model.version, span.first, span.last, shard))
         self._announce(Plan(model, span, SERVING))
-        log.info("serving units %s..%s of %s (was %s)", spec.units[span.first], spec.units[span.last], model.name, before)
+        log.info("serving %s..%s of %s", spec.units[span.first], spec.units[span.last], model.name)
 
     def _verify(self, refs: list[BlobRef]) -> None:
         for ref in refs:

@@ -20,6 +20,7 @@ import trio
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.errors import GenerationFailed, ModelUnavailable, Overloaded, PeerError, Refused, RequestError
 from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Sampling, Started
+from blyan_node.inference.heart import Heart
 from blyan_node.inference.library import Known, Library
 from blyan_node.inference.messages import MILLION, OPEN, Close, Drawn, Failed, Leg, Open, Tokens, Trace
 from blyan_node.inference.pipeline import Pipeline
@@ -76,13 +77,14 @@ class Entry:
         peers: Peers,
         pipeline: Pipeline,
         view: SwarmView,
+        heart: Heart,
         library: Library,
         stage: Stage,
         *,
         context_limit: int,
     ) -> None:
         self._network, self._peers, self._pipeline, self._view = network, peers, pipeline, view
-        self._library, self._stage, self._context_limit = library, stage, context_limit
+        self._heart, self._library, self._stage, self._context_limit = heart, library, stage, context_limit
         self.measurements = Measurements()
         self.sessions: dict[bytes, Session] = {}
         pipeline.on(Drawn, self._on_drawn)
@@ -111,7 +113,8 @@ class Entry:
 
         while True:
             try:
-                async with self._open(model, known, limit, request.sampling) as session:
+                legs = await self._plan(model, known, patience=PATIENCE if failures else 0.0)
+                async with self._open(model, known, legs, limit, request.sampling) as session:
                     if not failures:
                         yield Started(model.name, prompt_tokens, self._hops(known, session))
                     await self._send_prompt(session, tokens)
@@ -160,10 +163,9 @@ class Entry:
 
     @asynccontextmanager
     async def _open(
-        self, model: ModelEntry, known: Known, limit: int, sampling: Sampling
+        self, model: ModelEntry, known: Known, legs: tuple[Leg, ...], limit: int, sampling: Sampling
     ) -> AsyncIterator[Session]:
-        """Plan a route and reserve a place on each stage at once; on the way out, free them again."""
-        legs = self._plan(model, known)
+        """Reserve a place on each stage of a route at once; on the way out, free them again."""
         mailbox, incoming = trio.open_memory_channel[Drawn | SessionLost](limit + 1)
         session = Session(secrets.token_bytes(16), legs, mailbox, incoming)
         self.sessions[session.id] = session
@@ -189,14 +191,21 @@ class Entry:
                     for peer in {PeerId(leg.peer) for leg in legs}:
                         nursery.start_soon(self._close_stage, peer, session.id)
 
-    def _plan(self, model: ModelEntry, known: Known) -> tuple[Leg, ...]:
-        now = trio.current_time()
-        for peer in self._view.active(now):
-            if rtt := self._pipeline.round_trip(peer):
-                self.measurements.round_trips[peer] = rtt
-        return plan(
-            self._view, model.id, model.version, known.spec.units, self.measurements, me=self._network.peer_id, now=now
-        )
+    async def _plan(self, model: ModelEntry, known: Known, *, patience: float) -> tuple[Leg, ...]:
+        """The best route now; where there is none, wait up to ``patience`` seconds for peers to fill the gap."""
+        deadline = trio.current_time() + patience
+        while True:
+            seen, now = self._heart.changed.count, trio.current_time()
+            for peer in self._view.active(now):
+                if rtt := self._pipeline.round_trip(peer):
+                    self.measurements.round_trips[peer] = rtt
+            me, units = self._network.peer_id, known.spec.units
+            try:
+                return plan(self._view, model.id, model.version, units, self.measurements, me=me, now=now)
+            except ModelUnavailable:
+                if now >= deadline:
+                    raise
+            await self._heart.changed.after(seen, most=min(1.0, deadline - now))
 
     async def _open_stage(self, request: Open, refusals: list[SessionLost]) -> None:
         peer = PeerId(request.route[request.stage].peer)

@@ -305,6 +305,11 @@ class Stage:
             for one in batch:  # find the one whose input is wrong: the others must not suffer for it
                 await self._step([one])
             return
+        except RuntimeError as error:  # torch's own: out of memory, a lost device
+            log.exception("a step failed")
+            for seat, _ in batch:
+                self._fail(seat, f"the step failed: {error}")
+            return
         spent = int((time.perf_counter() - began) * 1e6)
         if all(item.count == 1 for _, item in batch):
             layers = max(1, max(seat.leg.last - seat.leg.first for seat, _ in batch))

@@ -73,6 +73,7 @@ async def test_a_node_that_was_cut_off_catches_up_when_healed(
     async with open_swarm(tmp_path) as swarm:
         members = await started(swarm, 4)
         ids = [member.service.network.peer_id for member in members]
+        await until(lambda: all(len(member.service.network.neighbours()) == 3 for member in members))
         swarm.hub.partition(ids[:2], ids[2:])
         await publish(members[0], checkpoint, "left")
         await publish(members[2], checkpoint, "right")
