@@ -13,12 +13,12 @@ def main() -> None:
     pins = {re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower(): found.version for found in distributions()}
     # "2.13.0+cpu" names a build, not a version: the pin must also fit the CUDA build.
     lines = [f"{name}=={version.partition('+')[0]}" for name, version in sorted(pins.items()) if name not in OURS]
-    head = "# The exact versions this project is developed and tested with. Made by `make constraints`; edit pyproject.toml.\n"
+    head = "# The exact versions this project is tested with. Made by `make constraints`; edit pyproject.toml.\n"
     Path("constraints.txt").write_text(head + "\n".join(lines) + "\n")
 
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
-    head = "# The `test` extra of pyproject.toml, for those who install by file. Made by `make constraints`.\n-c constraints.txt\n"
-    Path("requirements-test.txt").write_text(head + "\n".join(extras["test"]) + "\n")
+    head = "# The `test` extra of pyproject.toml, for those who install by file. Made by `make constraints`.\n"
+    Path("requirements-test.txt").write_text(head + "-c constraints.txt\n" + "\n".join(extras["test"]) + "\n")
 
 
 if __name__ == "__main__":
