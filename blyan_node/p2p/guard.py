@@ -31,7 +31,7 @@ REFUSED_FOR = 300.0
 """Seconds for which a peer that reached the limit is refused."""
 
 MOST_REMEMBERED = 4096
-"""Peers remembered at most; beyond that those with the fewest points are forgotten."""
+"""Peers remembered at most; beyond that the one whose last fault is the oldest is forgotten."""
 
 Penalise = Callable[[PeerId, int, str], None]
 
@@ -54,11 +54,11 @@ class Scores:
         if self.refused(peer):
             return False
         total = self.points(peer) + points
+        self._points.pop(peer, None)
         if total < LIMIT:
             self._points[peer] = (total, self._now())
             self._forget()
             return False
-        self._points.pop(peer, None)
         self._refused[peer] = self._now() + REFUSED_FOR
         self._forget()
         return True
@@ -73,9 +73,9 @@ class Scores:
 
     def _forget(self) -> None:
         if len(self._points) > MOST_REMEMBERED:
-            del self._points[min(self._points, key=self.points)]
+            del self._points[next(iter(self._points))]
         if len(self._refused) > MOST_REMEMBERED:
-            del self._refused[min(self._refused, key=lambda peer: self._refused[peer])]
+            del self._refused[next(iter(self._refused))]
 
 
 def briefly(seconds: float) -> trio.CancelScope:

@@ -205,9 +205,10 @@ async def test_a_cancelled_call_frees_the_stream(pair: tuple[Network, Network]) 
     ended = trio.Event()
 
     async def wait(stream: Stream) -> None:
+        await stream.send_all((2**29).to_bytes(4, "big"))
         try:
             while True:
-                await stream.send_all(b"\0")
+                await stream.send_all(b"x")
                 await trio.sleep(0.01)
         finally:
             ended.set()
