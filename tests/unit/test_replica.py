@@ -96,6 +96,18 @@ def test_blocks_are_read_in_pages_parents_first(replica, other):
     ][:3]
 
 
+def test_the_catalog_follows_the_blocks(replica):
+    manifest = make_record(BOB, NETWORK, Manifest("model", b"{}", ("embed",), BLOB), nonce=0)
+    assert replica.catalog().models() == ()
+    write(replica, ALICE, [manifest])
+    assert [model.complete for model in replica.catalog().models()] == [False]
+    write(replica, BOB, [make_record(BOB, NETWORK, Layer(manifest.id, 0, BLOB), nonce=1)])
+    catalog = replica.catalog()
+    assert [model.complete for model in catalog.models()] == [True]
+    write(replica, BOB)
+    assert replica.catalog() is catalog  # nothing to fold anew
+
+
 def test_who_may_not_author(replica):
     with pytest.raises(ConfigError, match="not bonded"):
         write(replica, STRANGER)

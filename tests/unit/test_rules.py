@@ -315,6 +315,23 @@ def test_prev_lies_in_the_past(forge, replica):
     accept(replica, Forge(dict(forge.heights), {ALICE.address: a0}).block(ALICE, (a0.id, b0.id)))
 
 
+def test_prev_is_by_the_same_author(forge, replica):
+    a = forge.block(ALICE)
+    b = forge.block(BOB, (a.id,))
+    accept(replica, a, b)
+    good = forge.block(ALICE, (b.id,))
+    refuse(replica, forge.reforge(ALICE, good, prev=b.id), "not the author's block")
+    accept(replica, good)
+
+
+def test_prev_is_not_on_another_branch(forge, replica):
+    a, twin = forge.block(ALICE), forge.block(ALICE, prev=None, timestamp_ms=9)
+    accept(replica, a, twin)
+    good = Forge(dict(forge.heights), {ALICE.address: a}).block(ALICE, (a.id,))
+    refuse(replica, forge.reforge(ALICE, good, prev=twin.id), "prev does not lie")
+    accept(replica, good)
+
+
 def fork(forge, replica):
     """Alice writes two first blocks; Bob builds on one, Carol on the other: all of it is allowed."""
     a, twin = forge.block(ALICE), forge.block(ALICE, prev=None, timestamp_ms=9)
