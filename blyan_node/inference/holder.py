@@ -176,7 +176,7 @@ class Holder:
         shard = await self._workers.compute.run(
             Shard.load, spec, span.first, span.last, paths, dtype=self._dtype, device=self._device, cache_tokens=room // max(1, layers * spec.kv_bytes(self._dtype))
         )
-        self._stage.load(Loaded(model.id, model.version, span.first, span.last, shard))
+        self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard)
         self._announce(Plan(model, span, SERVING))
         log.info("serving %s..%s of %s", spec.units[span.first], spec.units[span.last], model.name)
 
@@ -202,18 +202,30 @@ class Holder:
         self.fetched_bytes += size
 
     async def _store_more(self) -> None:
-        """Store units beyond those served, so that either side of a split can fill its gaps from disk."""
+        """Store units beyond those served, so that either side of a split can fill its gaps from disk.
+
+        Politely: not while sessions run here, and a quarter of the time at most.
+        """
         while True:
             await trio.sleep(LOOK_EVERY)
-            if self.plan is None or self.plan.state != SERVING:
-                continue  # serving comes first
-            peers = len(self._view.active(trio.current_time()))
-            for model in self._library.models():
-                units = sorted(set(model.layers) - self._library.stored(model))
-                for unit in units if peers <= STORE_ALL_UP_TO else ():
-                    try:
-                        await self._fetch_unit(model, unit)
-                    except StoreError as error:
-                        log.warning("storing no more than is served: %s", error)
-                        await trio.sleep(60)
-                    self._heart.urgent.beat()
+            for model, unit in self._wanted():
+                while self._stage.seats or self.plan is None or self.plan.state != SERVING:
+                    await trio.sleep(LOOK_EVERY)  # serving comes first
+                began = trio.current_time()
+                try:
+                    await self._fetch_unit(model, unit)
+                except StoreError as error:
+                    log.warning("storing no more than is served: %s", error)
+                    await trio.sleep(60)
+                self._heart.urgent.beat()
+                await trio.sleep(3 * (trio.current_time() - began))
+
+    def _wanted(self) -> list[tuple[ModelEntry, int]]:
+        """The units that this node should have on disk and has not."""
+        if len(self._view.active(trio.current_time())) > STORE_ALL_UP_TO:
+            return []
+        return [
+            (model, unit)
+            for model in self._library.models()
+            for unit in sorted(set(model.layers) - self._library.stored(model))
+        ]

@@ -122,7 +122,7 @@ class Tokens:
 
 
 Trace = Annotated[tuple[tuple[int, int], ...], Size(MAX_STAGES)]
-"""Per stage so far: microseconds to reach it from the one before, microseconds that it computed."""
+"""Per stage so far: microseconds that it computed, microseconds to reach the next (0 from the last)."""
 
 
 @dataclass(frozen=True)

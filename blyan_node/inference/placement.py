@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from blyan_node.inference.messages import SERVING
+from blyan_node.inference.messages import LOADING, SERVING
 from blyan_node.inference.swarm import SwarmView
 from blyan_node.p2p.transport import PeerId
 
@@ -61,16 +62,19 @@ def windows(demand: Demand, memory: int) -> Iterator[Range]:
             yield Range(first, last)
 
 
-def coverage(demand: Demand, view: SwarmView, now: float, *, me: PeerId, intents: bool = True) -> list[float]:
+def coverage(
+    demand: Demand, view: SwarmView, now: float, *, me: PeerId, intents: Literal["all", "earlier", "none"]
+) -> list[float]:
     """Throughput (layers per second) behind each unit, of others than ``me``.
 
-    An intent counts where its peer goes before ``me``: the later in rank yields, so two never wait for each other.
+    ``intents`` says whether what is only being loaded counts: of all, of none, or of the peers that go before ``me``
+    in rank, so that of two that want the same the later yields and two never wait for each other.
     """
     behind = [0.0] * len(demand.unit_bytes)
     mine = rank(me, demand.model)
     for seen, held in view.holding(demand.model, demand.version, now):
-        counts = held.state == SERVING or (intents and rank(seen.peer, demand.model) < mine)
-        if seen.peer == me or not counts:
+        intended = intents == "all" or (intents == "earlier" and rank(seen.peer, demand.model) < mine)
+        if seen.peer == me or not (held.state == SERVING or (held.state == LOADING and intended)):
             continue
         for unit in range(held.first, min(held.last + 1, len(behind))):
             behind[unit] += 1e6 / max(1, seen.heartbeat.layer_us)
@@ -83,7 +87,7 @@ def choose(demand: Demand, view: SwarmView, memory: int, layer_us: int, now: flo
     It holds the leftmost of the weakest units, so that ranges grow into a tiling without holes; of those that do, the
     one that leaves the best coverage (compared weakest unit first), then the one that overlaps least with others'.
     """
-    behind = coverage(demand, view, now, me=me)
+    behind = coverage(demand, view, now, me=me, intents="earlier")
     own = 1e6 / max(1, layer_us)
     fitting = list(windows(demand, memory))
     reachable = [unit for unit in range(len(behind)) if any(unit in span for span in fitting)]
@@ -106,14 +110,14 @@ def should_move(
     A node moves only to fill units that nobody holds, only where all that it leaves is served by others, and only
     where it goes first, in rendezvous order, among those that could go: so one moves, not all.
     """
-    behind = coverage(demand, view, now, me=me)
+    behind = coverage(demand, view, now, me=me, intents="all")
     with_me = [value + (1.0 if unit in held else 0.0) for unit, value in enumerate(behind)]
     if all(with_me):
         return None
     target = choose(demand, view, memory, layer_us, now, me=me)
     if target is None or target == held:
         return None
-    served = coverage(demand, view, now, me=me, intents=False)
+    served = coverage(demand, view, now, me=me, intents="none")
     if any(served[unit] == 0 for unit in range(held.first, held.last + 1) if unit not in target):
         return None
     if not any(with_me[unit] == 0 for unit in range(target.first, target.last + 1)):

@@ -274,10 +274,10 @@ class Entry:
         traces = traces[1:] or traces
         hops = []
         for index, leg in enumerate(session.legs):
-            reach, compute = (
-                statistics.median(trace[index][part] for trace in traces) / 1000 if traces else 0.0 for part in (0, 1)
-            )
-            if index == 0:
+            compute = statistics.median(trace[index][0] for trace in traces) / 1000 if traces else 0.0
+            if index:
+                reach = statistics.median(trace[index - 1][1] for trace in traces) / 1000 if traces else 0.0
+            else:
                 reach = 500 * self._pipeline.round_trip(PeerId(leg.peer))
             names = known.spec.units[leg.first : leg.last + 1]
             layers = sum(name.startswith("layer.") for name in names)

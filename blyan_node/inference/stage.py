@@ -70,10 +70,14 @@ class Input:
 
 @dataclass
 class Seat:
-    """A session's place here. ``inputs`` is bounded by the session's own limit: positions only go forward, up to it."""
+    """A session's place here, on the shard that it began on, whatever was loaded since.
+
+    ``inputs`` is bounded by the session's own limit: positions only go forward, up to it.
+    """
 
     open: Open
     entry: PeerId
+    shard: Shard
     cache: Cache
     expected: int = 0
     touched: float = 0.0
@@ -83,6 +87,11 @@ class Seat:
     def leg(self) -> Leg:
         """This stage's part of the route."""
         return self.open.route[self.open.stage]
+
+    @property
+    def span(self) -> tuple[int, int, int]:
+        """Equal for sessions that one batch may join: the same units of the same shard."""
+        return id(self.shard), self.leg.first, self.leg.last
 
     @property
     def is_last(self) -> bool:
@@ -111,6 +120,7 @@ class Stage:
     def __init__(self, network: Network, pipeline: Pipeline, compute: Lane) -> None:
         self._network, self._pipeline, self._compute = network, pipeline, compute
         self.loaded: Loaded | None = None
+        """What new sessions get; those under way keep the shard that they began on."""
         self.seats: dict[bytes, Seat] = {}
         self.layer_us = 1000  # smoothed microseconds per layer and decode step; a guess until measured
         self.tokens_computed = 0
@@ -136,19 +146,6 @@ class Stage:
                 while batch := self._gather():
                     await self._step(batch)
 
-    # --- what is loaded ---
-
-    def load(self, loaded: Loaded) -> None:
-        """Serve this shard from now on, in place of what was loaded before."""
-        self.unload()
-        self.loaded = loaded
-
-    def unload(self) -> None:
-        """Serve nothing: the sessions that are here end, and their entries hear why."""
-        for seat in list(self.seats.values()):
-            self._fail(seat, "this stage no longer serves these layers")
-        self.loaded = None
-
     # --- opening and closing ---
 
     async def open(self, peer: PeerId, request: Open) -> Opened:
@@ -168,7 +165,7 @@ class Stage:
             cache = loaded.shard.open(request.session, request.limit, leg.first, leg.last)
         except (RuleError, Overloaded) as error:
             raise Refused(str(error)) from error
-        self.seats[request.session] = Seat(request, peer, cache, touched=trio.current_time())
+        self.seats[request.session] = Seat(request, peer, loaded.shard, cache, touched=trio.current_time())
         return Opened(request.epoch)
 
     def _on_close(self, peer: PeerId, frame: Close) -> None:
@@ -221,19 +218,16 @@ class Stage:
 
     def _on_activations(self, peer: PeerId, frame: Activations) -> None:
         seat = self._seat_for(frame, peer, first=False)
-        if seat is None or self.loaded is None:
+        if seat is None:
             return
-        spec = self.loaded.shard.spec
+        spec = seat.shard.spec
         activation = Activation(frame.dtype, (frame.count, spec.hidden_size), frame.data)
         try:
             activation.check(spec, frame.dtype, frame.count)
         except RuleError as error:
             self._fail(seat, str(error), culprit=peer)
             return
-        reach = int(self._pipeline.round_trip(peer) / 2 * 1e6)
-        self._enqueue(
-            seat, Input(frame.position, frame.count, frame.more, None, activation, (*frame.trace, (reach, 0)))
-        )
+        self._enqueue(seat, Input(frame.position, frame.count, frame.more, None, activation, frame.trace))
 
     def _on_drawn(self, peer: PeerId, frame: Drawn) -> None:
         """Stage 0 feeds the token that the last stage drew into the next round."""
@@ -267,13 +261,13 @@ class Stage:
     def _gather(self) -> list[tuple[Seat, Input]]:
         """At most one input of each session, decode steps before prefill chunks, up to BATCH_TOKENS positions.
 
-        All of a batch run over the same units: sessions whose routes cut this shard elsewhere get their own.
+        All of a batch run over the same units of one shard: sessions whose routes cut it elsewhere get their own.
         """
         waiting = sorted((seat for seat in self.seats.values() if seat.inputs), key=lambda seat: seat.inputs[0].count)
         batch: list[tuple[Seat, Input]] = []
         room = BATCH_TOKENS
         for seat in waiting:
-            if (seat.leg.first, seat.leg.last) != (waiting[0].leg.first, waiting[0].leg.last):
+            if seat.span != waiting[0].span:
                 continue
             if (room := room - seat.inputs[0].count) < 0 and batch:
                 break
@@ -282,9 +276,7 @@ class Stage:
 
     async def _step(self, batch: list[tuple[Seat, Input]]) -> None:
         """Run one batch and send every result to where its session goes next."""
-        if self.loaded is None:
-            return
-        shard = self.loaded.shard
+        shard = batch[0][0].shard
         works = [
             Work(
                 cache=seat.cache,
@@ -321,14 +313,13 @@ class Stage:
 
     async def _send_on(self, seat: Seat, item: Input, result: Result, spent: int) -> None:
         session, epoch = seat.open.session, seat.open.epoch
-        reach = item.trace[-1][0] if item.trace else 0
-        trace = (*item.trace[:-1], (reach, spent))
         frame: Activations | Drawn
         if isinstance(result, Activation):
-            targets = {PeerId(seat.open.route[seat.open.stage + 1].peer)}
+            following = PeerId(seat.open.route[seat.open.stage + 1].peer)
+            targets, trace = {following}, (*item.trace, (spent, self._microseconds_to(following)))
             frame = Activations(session, epoch, item.position, item.count, item.more, result.dtype, result.data, trace)
         elif result is not None:
-            targets = {PeerId(seat.open.route[0].peer), seat.entry}
+            targets, trace = {PeerId(seat.open.route[0].peer), seat.entry}, (*item.trace, (spent, 0))
             frame = Drawn(session, epoch, item.position + item.count, result.id, trace)
         else:
             return  # the last stage has nothing to say about a chunk in the middle of a prompt
@@ -339,4 +330,5 @@ class Stage:
                 if session in self.seats:
                     self._fail(seat, f"could not reach {target}: {error}", culprit=target)
 
-
+    def _microseconds_to(self, peer: PeerId) -> int:
+        return round(self._pipeline.round_trip(peer) / 2 * 1e6)

@@ -78,7 +78,13 @@ def test_nobody_moves_where_all_is_covered_or_nobody_is_spare() -> None:
     assert should_move(DEMAND, Range(0, 15), view_of(*lone), 330, 1000, 0.0, me="alice") is None
 
 
+def test_a_range_that_somebody_is_loading_is_no_gap() -> None:
+    claims = [("carol", 10, 20, SERVING), ("dave", 10, 20, SERVING), ("erin", 0, 9, LOADING), ("fred", 21, 31, LOADING)]
+    for mover in ("carol", "dave"):
+        assert should_move(DEMAND, Range(10, 20), view_of(*claims), 260, 1000, 0.0, me=mover) is None
+
+
 @pytest.mark.parametrize("state", [LOADING, SERVING])
 def test_expired_claims_do_not_count(state: int) -> None:
     view = view_of(("alice", 0, 31, state))
-    assert coverage(DEMAND, view, 100.0, me="bob") == [0.0] * 32
+    assert coverage(DEMAND, view, 100.0, me="bob", intents="all") == [0.0] * 32
