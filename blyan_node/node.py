@@ -16,6 +16,7 @@ import trio
 from blyan_node.api.app import create_app
 from blyan_node.api.auth import Access
 from blyan_node.api.serve import api_url, open_api_listener, serve_api
+from blyan_node.canary import Canary
 from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.genesis import Genesis, load_genesis
 from blyan_node.chain.keys import Key, load_or_create_key, show_address
@@ -91,12 +92,21 @@ def assemble(
         library=library,
         pipeline=pipeline,
         stage=stage,
-        entry=Entry(network, peers, pipeline, view, heart, library, stage, context_limit=context),
+        entry=Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context),
         heart=heart,
         holder=Holder(
-            network.peer_id, relay, library, exchange, view, heart, stage, workers,
-            memory=memory, dtype=dtype, device=device,
-        ),  # fmt: skip
+            network.peer_id,
+            relay,
+            library,
+            exchange,
+            view,
+            heart,
+            stage,
+            workers,
+            memory=memory,
+            dtype=dtype,
+            device=device,
+        ),
         workers=workers,
         memory_limit=memory,
         disk_limit=config.disk_limit,
@@ -108,6 +118,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
     node.exchange.serve()
     serve_genesis(node.network, node.relay.replica.genesis)
     async with trio.open_nursery() as nursery:
+        await nursery.start(Canary().run)
         await nursery.start(node.relay.run)
         await nursery.start(node.pipeline.run)
         await nursery.start(node.stage.run)
@@ -121,9 +132,7 @@ async def _serve(node: NodeService, config: NodeConfig, data: DataDir) -> None:
     """Run the parts and the API until a signal comes, then let what is under way end."""
     listener = await open_api_listener(config.api_host, config.api_port)
     access = Access(data.make_token(), frozenset(config.api_names))
-    app = create_app(
-        node, access, requests_per_minute=config.requests_per_minute, price_nano=config.price_nano
-    )
+    app = create_app(node, access, requests_per_minute=config.requests_per_minute, price_nano=config.price_nano)
     async with trio.open_nursery() as parts:
         await parts.start(run_parts, node)
         stop = trio.Event()
@@ -131,12 +140,14 @@ async def _serve(node: NodeService, config: NodeConfig, data: DataDir) -> None:
             await front.start(partial(serve_api, app, listener, stop=stop))
             addresses = node.network.addresses()
             data.publish(Running(os.getpid(), node.network.peer_id, api_url(listener), addresses))
-            log.info("%s: peers at %s, API at %s", show_address(node.key.address), ", ".join(addresses), api_url(listener))
+            log.info(
+                "%s: peers at %s, API at %s", show_address(node.key.address), ", ".join(addresses), api_url(listener)
+            )
             await _signalled()
             log.info("stopping: telling peers, letting generations end")
             with trio.move_on_after(FINISH):
                 await node.holder.drain()
-                while node.stage.seats or node.entry.sessions:
+                while node.stage.seats or node.entry.sessions:  # noqa: ASYNC110 - two owners, no event in common
                     await trio.sleep(0.05)
             stop.set()
         parts.cancel_scope.cancel()
@@ -164,6 +175,8 @@ async def _genesis(config: NodeConfig, data: DataDir, key: Key, network: Network
     else:
         now_ms = time.time_ns() // 1_000_000
         genesis = Genesis.make(f"private-{network.peer_id[-6:]}", {key.address: 1}, created_ms=now_ms)
-        log.info("started a private network; others join with: --bootstrap %s", " --bootstrap ".join(network.addresses()))
+        log.info(
+            "started a private network; others join with: --bootstrap %s", " --bootstrap ".join(network.addresses())
+        )
     genesis.save(data.genesis)
     return genesis

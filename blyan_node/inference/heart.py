@@ -36,9 +36,7 @@ class Heart:
         self.urgent = Pulse()
         self.changed = Pulse()
 
-    async def run(
-        self, describe: Describe, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, describe: Describe, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Beat and listen until cancelled."""
         async with (
             self._network.subscribe(HEARTBEAT_TOPIC, self._plausible, capacity=4096) as heard,

@@ -10,7 +10,6 @@ import logging
 import random
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -174,7 +173,14 @@ class Holder:
         layers = sum(unit.startswith("layer.") for unit in spec.units[span.first : span.last + 1])
         room = self._memory - self._demand(model).size(span)
         shard = await self._workers.compute.run(
-            Shard.load, spec, span.first, span.last, paths, dtype=self._dtype, device=self._device, cache_tokens=room // max(1, layers * spec.kv_bytes(self._dtype))
+            Shard.load,
+            spec,
+            span.first,
+            span.last,
+            paths,
+            dtype=self._dtype,
+            device=self._device,
+            cache_tokens=room // max(1, layers * spec.kv_bytes(self._dtype)),
         )
         self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard)
         self._announce(Plan(model, span, SERVING))

@@ -67,7 +67,9 @@ def plan(
         if legs := _shortest(candidates, len(unit_names), measurements, me):
             return legs
     missing = [unit_names[unit] for unit in view.missing(model, version, len(unit_names), now)]
-    raise ModelUnavailable(f"no active peer serves {_ranges(missing, unit_names)}; try again when more peers have joined")
+    raise ModelUnavailable(
+        f"no active peer serves {_ranges(missing, unit_names)}; try again when more peers have joined"
+    )
 
 
 def _shortest(

@@ -31,6 +31,7 @@ from blyan_node.inference.text import TextStream
 from blyan_node.p2p import rpc
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network, PeerId
+from blyan_node.worker import Lane
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,11 @@ class Entry:
         heart: Heart,
         library: Library,
         stage: Stage,
+        disk: Lane,
         *,
         context_limit: int,
     ) -> None:
+        self._disk = disk
         self._network, self._peers, self._pipeline, self._view = network, peers, pipeline, view
         self._heart, self._library, self._stage, self._context_limit = heart, library, stage, context_limit
         self.measurements = Measurements()
@@ -104,7 +107,7 @@ class Entry:
             raise Overloaded(f"this node is running {MAX_SESSIONS} generations; try again soon")
         model = self._library.select(request.model)
         known = await self._library.know(model)
-        tokens = _tokenize(known, request)
+        tokens = await self._disk.run(_tokenize, known, request)
         limit = _limit(known, request, len(tokens), self._context_limit)
         prompt_tokens, began, first_at = len(tokens), trio.current_time(), 0.0
         text = TextStream(known.tokenizer.stream(), request.stop)
@@ -138,7 +141,9 @@ class Entry:
             except ModelUnavailable as error:
                 if not failures:
                     raise
-                raise GenerationFailed(f"layers were lost and nobody took them over: {error}", partial=text.text) from error
+                raise GenerationFailed(
+                    f"layers were lost and nobody took them over: {error}", partial=text.text
+                ) from error
             except PeerError as error:
                 failures += 1
                 log.warning("generation lost its route (%s), attempt %d", error, failures)
@@ -293,9 +298,7 @@ def _post(session: Session, item: Drawn | SessionLost) -> None:
         log.warning("dropped a frame for a session whose mailbox is full")
 
 
-def _opening(
-    session: Session, index: int, model: ModelEntry, known: Known, limit: int, sampling: Sampling
-) -> Open:
+def _opening(session: Session, index: int, model: ModelEntry, known: Known, limit: int, sampling: Sampling) -> Open:
     return Open(
         session=session.id,
         epoch=0,
@@ -312,10 +315,12 @@ def _opening(
 
 
 def _tokenize(known: Known, request: Generate) -> list[int]:
+    """The token ids of a prompt. Template and tokenizer came from a peer: bounded in what they do, but not fast."""
     if isinstance(request.prompt, str):
         tokens = known.tokenizer.encode(request.prompt)
     else:
-        tokens = known.tokenizer.encode(known.tokenizer.render(request.prompt))
+        # The template writes the special tokens itself.
+        tokens = known.tokenizer.encode(known.tokenizer.render(request.prompt), special=False)
     if not tokens:
         raise RequestError("the prompt is empty", param="prompt")
     return list(tokens)

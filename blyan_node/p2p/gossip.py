@@ -36,6 +36,8 @@ SEQUENCE_BYTES = 8
 QUEUED_RPCS = 4096
 QUEUED_BYTES = 16 * 1024 * 1024
 TOPICS_OF_A_PEER = 32
+IDONTWANT_BYTES = 1024
+READ_BYTES = 64 * 1024
 
 Deliver = Callable[[str, PeerId, bytes], bool]
 """Takes (topic, origin, data) of a message with a good signature; False if the message is wrong."""
@@ -100,10 +102,17 @@ class SturdyGossipSub(GossipSub):
     def _get_peers_to_send(
         self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
     ) -> Iterable[ID]:
-        """G5: own messages go to every subscriber among the neighbours (flood publishing, gossipsub v1.1)."""
+        """G5: own messages go to every subscriber among the neighbours (flood publishing, gossipsub v1.1).
+
+        G15: so do those of others while the subscribers would fit into the mesh: what is forwarded between a
+        neighbour's subscription and its graft is told to it in no IHAVE, for those go to peers outside the mesh.
+        """
         topics = list(topic_ids)
-        if self.pubsub is not None and msg_forwarder == self.pubsub.my_id:
-            return set[ID]().union(*(self.pubsub.peer_topics.get(topic, ()) for topic in topics)) - {origin}
+        if self.pubsub is not None:
+            subscribers = set[ID]().union(*(self.pubsub.peer_topics.get(topic, ()) for topic in topics))
+            if msg_forwarder == self.pubsub.my_id or len(subscribers) <= self.degree_high:
+                unwanted = {peer for peer in subscribers if msg_id in self.dont_send_message_ids.get(peer, ())}
+                return subscribers - unwanted - {msg_forwarder, origin}
         return super()._get_peers_to_send(topics, msg_forwarder, origin, msg_id)
 
     def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
@@ -125,6 +134,12 @@ class SturdyGossipSub(GossipSub):
         """G9: the library keeps up to 1000 whole messages for this; a repeated id is dropped as seen already."""
         return True
 
+    async def _emit_idontwant_for_message(self, msg_id: bytes, topic_ids: Iterable[str]) -> None:
+        """G13: say IDONTWANT of large messages only (gossipsub v1.2); for a small one it costs what it saves."""
+        message = self.mcache.get(msg_id)
+        if message is not None and len(message.data) >= IDONTWANT_BYTES:
+            await super()._emit_idontwant_for_message(msg_id, topic_ids)
+
     async def _do_px(self, px_peers: list[rpc_pb2.PeerInfo]) -> None:
         """G11: do not dial whomever a PRUNE names; peers are exchanged by a request of our own."""
 
@@ -143,7 +158,7 @@ class SturdyPubsub(Pubsub):
     async def continuously_read_stream(self, stream: INetStream) -> None:
         """G1: garbage in an RPC is the sender's fault; the library lets it end the node."""
         try:
-            await super().continuously_read_stream(stream)
+            await super().continuously_read_stream(_Buffered(stream))  # type: ignore[arg-type]
         except DecodeError as error:
             self._handle_dead_peer(stream.muxed_conn.peer_id)
             raise ProtocolViolation("gossip that is not a pubsub RPC") from error
@@ -177,6 +192,28 @@ class SturdyPubsub(Pubsub):
             self._penalise(peer, VIOLATION, f"forwarded a message on {msg.topicIDs[0]} that is wrong")
             return
         await self.router.publish(forwarder, msg)
+
+
+class _Buffered:
+    """What the library's reader needs of a stream, in large reads.
+
+    G14: it reads the length byte by byte, and each read of the stock muxer costs a window update.
+    """
+
+    def __init__(self, stream: INetStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self.muxed_conn = stream.muxed_conn
+        self.metric_send_channel = stream.metric_send_channel
+        self.reset = stream.reset
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return up to ``n`` bytes, reading more only when there are none."""
+        if not self._buffer:
+            self._buffer += await self._stream.read(READ_BYTES)
+        data = bytes(self._buffer[:n])
+        del self._buffer[:n]
+        return data
 
 
 def _signed_origin(msg: rpc_pb2.Message) -> PeerId:

@@ -27,6 +27,10 @@ PATIENCE = 1.0  # seconds between looks for somebody who has the blob
 Providers = Callable[[], list[PeerId]]
 
 
+def _nothing(_size: int) -> None:
+    pass
+
+
 class BlobExchange:
     """Fetches blobs from peers and serves one's own."""
 
@@ -45,7 +49,7 @@ class BlobExchange:
         data, proof = await self._disk.run(self.blobs.get_chunk, ref, request.index)
         return Chunk(data, tuple(proof))
 
-    async def fetch(self, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None] = lambda size: None) -> None:
+    async def fetch(self, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None] = _nothing) -> None:
         """Bring a blob here, from the peers that ``providers`` names, waiting while there are none.
 
         Two callers that want the same blob share one fetch. A peer that sends a wrong chunk loses points and is not
@@ -80,7 +84,9 @@ class BlobExchange:
 class _Fetch:
     """One blob on its way: chunks still wanted, peers that failed."""
 
-    def __init__(self, exchange: BlobExchange, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None]) -> None:
+    def __init__(
+        self, exchange: BlobExchange, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None]
+    ) -> None:
         self._exchange, self._ref, self._providers, self._on_chunk = exchange, ref, providers, on_chunk
         self._wanted: deque[int] = deque()
         self._failed: set[PeerId] = set()

@@ -130,9 +130,7 @@ class Relay:
 
     # --- following the neighbours ---
 
-    async def _follow_neighbours(
-        self, changes: trio.MemoryReceiveChannel[PeerChange], nursery: trio.Nursery
-    ) -> None:
+    async def _follow_neighbours(self, changes: trio.MemoryReceiveChannel[PeerChange], nursery: trio.Nursery) -> None:
         scopes: dict[PeerId, trio.CancelScope] = {}
         async for change in changes:
             if change.connected and change.peer not in scopes:

@@ -30,7 +30,9 @@ class GenesisText:
     toml: Annotated[str, Size(MAX_GENESIS)]
 
 
-GET_GENESIS = Method("/blyan/genesis/1", GetGenesis, GenesisText, max_request=16, max_response=MAX_GENESIS + 64, timeout=10)
+GET_GENESIS = Method(
+    "/blyan/genesis/1", GetGenesis, GenesisText, max_request=16, max_response=MAX_GENESIS + 64, timeout=10
+)
 
 
 def serve_genesis(network: Network, genesis: Genesis) -> None:

@@ -1,4 +1,4 @@
-"""Whole nodes on the memory network: a model spreads, prompts walk through peers, latecomers and losses are coped with."""
+"""Whole nodes on the memory network: a model spreads, prompts walk through peers, losses are coped with."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ async def test_the_text_goes_on_unchanged_when_a_stage_is_lost(
         entry = members[0]
         expected, _ = await ask(entry, GREEDY)
         victim = next(
-            member
-            for member in members[1:]
-            if member.service.network.peer_id in {hop.peer for hop in expected.route}
+            member for member in members[1:] if member.service.network.peer_id in {hop.peer for hop in expected.route}
         )
         text, tokens = "", 0
         async with entry.service.generate(GREEDY) as stream:
@@ -113,8 +111,10 @@ async def test_the_text_goes_on_unchanged_when_a_stage_is_lost(
 async def test_many_at_once_get_what_each_would_get_alone(
     tmp_path: Path, checkpoint: Path, autojump_clock: MockClock
 ) -> None:
-    prompts = [Generate(f"{word} and", max_tokens=6, sampling=Sampling(0.8, 0.95, seed)) for seed, word in
-               enumerate(["sun", "moon", "sea", "wind", "rain", "snow"])]
+    prompts = [
+        Generate(f"{word} and", max_tokens=6, sampling=Sampling(0.8, 0.95, seed))
+        for seed, word in enumerate(["sun", "moon", "sea", "wind", "rain", "snow"])
+    ]
     async with open_swarm(tmp_path) as swarm:
         members = await started(swarm, 3, memory_limit=QUARTER)
         await publish(members[0], checkpoint)

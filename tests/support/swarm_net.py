@@ -99,7 +99,6 @@ async def ask(member: Member, request: Generate) -> tuple[Finished, list[Event]]
     """Run one generation to its end; return its last event and all of them."""
     events: list[Event] = []
     async with member.service.generate(request) as stream:
-        async for event in stream:
-            events.append(event)
+        events.extend([event async for event in stream])
     assert isinstance(events[-1], Finished)
     return events[-1], events

@@ -37,7 +37,8 @@ def test_the_text_ends_before_the_first_stop_string(text: str, stop: list[str]) 
         assert stream.text == text
     else:
         seen = text[: min(ends)]  # the moment at which the first stop string was whole
-        assert stream.text == seen[: min(at for word in stop if word and (at := seen.find(word)) >= 0)]
+        begins = [at for word in stop if word and (at := seen.find(word)) >= 0]
+        assert stream.text == seen[: min(begins)]
     assert "".join(pieces) == stream.text
     assert stream.stopped == bool(ends)
 
