@@ -33,7 +33,7 @@ class Listeners:
 
     async def _listen(self, queue: trio.MemoryReceiveChannel, heard: list[bytes]) -> None:
         async for message in queue:
-            heard.append(message.data)
+            heard.append(message.data)  # noqa: PERF401 as they come, not at the end
 
 
 @pytest.mark.parametrize(("count", "shape", "each"), [(4, "full", 60), (4, "line", 60), (9, "star", 12)])

@@ -244,10 +244,13 @@ async def test_half_open_connections_do_not_keep_others_out() -> None:
 async def test_a_silent_server_does_not_hold_a_dial(monkeypatch: pytest.MonkeyPatch) -> None:  # H9
     from blyan_node.p2p import host
 
+    async def say_nothing(_stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
     monkeypatch.setattr(host, "CONNECT_SECONDS", 0.5)
     async with network_group(2, "libp2p", shape="none") as (alice, bob), trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, lambda _: trio.sleep_forever(), listeners)
+        nursery.start_soon(trio.serve_listeners, say_nothing, listeners)
         port = listeners[0].socket.getsockname()[1]
         with trio.fail_after(2), pytest.raises(Unreachable, match="did not answer"):
             await alice.connect(f"/ip4/127.0.0.1/tcp/{port}/p2p/{bob.peer_id}")
