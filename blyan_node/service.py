@@ -63,7 +63,7 @@ class NodeService:
         """Read a checkpoint and publish it."""
         return aclosing(
             publish_model(
-                Path(path),
+                path,
                 name,
                 relay=self.relay,
                 blobs=self.exchange.blobs,

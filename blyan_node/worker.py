@@ -72,6 +72,14 @@ class Thread:
         self._jobs.put(None)
 
 
+async def run_apart(function: Callable[[], R]) -> R:
+    """Run a long function that touches nothing of ours, such as a download, on a thread of its own.
+
+    A cancelled caller leaves at once, and what the function does then is for nobody.
+    """
+    return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+
 @dataclass(frozen=True)
 class Workers:
     """The lanes of one node."""

@@ -67,7 +67,7 @@ class Heart:
                 nursery.start_soon(self._look_for, change.peer)
 
     async def _look_for(self, peer: PeerId) -> None:
-        """A connection ended. A peer that cannot be reached again is gone: why wait for its heartbeats to run out?"""
+        """A connection ended: a peer that cannot be reached again is gone, whatever its last heartbeat promised."""
         if not self._view.is_active(peer, trio.current_time()):
             return
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 
 from blyan_node.chain.blobs import BlobStore
@@ -10,24 +11,30 @@ from blyan_node.chain.keys import Key
 from blyan_node.chain.records import BlobRef, Layer, Manifest, make_record
 from blyan_node.errors import RequestError
 from blyan_node.inference.generation import Progress
+from blyan_node.model.hub import PREFIX, fetch_hub
 from blyan_node.model.importing import Checkpoint, open_checkpoint, write_unit
 from blyan_node.relay.blocks import Relay
-from blyan_node.worker import Lane
+from blyan_node.worker import Lane, run_apart
 
 MAX_NAME = 64
 
 
 async def publish_model(
-    path: Path, name: str | None, *, relay: Relay, blobs: BlobStore, key: Key, disk: Lane
+    source: str, name: str | None, *, relay: Relay, blobs: BlobStore, key: Key, disk: Lane
 ) -> AsyncGenerator[Progress, None]:
-    """Import a GGUF file or a Hugging Face directory and publish it; yield progress, a step per unit.
+    """Import a GGUF file, a Hugging Face directory or ``hf:REPO`` and publish it; yield progress, a step per unit.
 
     The blobs are on disk before the first record leaves, so a reader of the chain never waits for what nobody has.
     Importing the same file again adds no second copy of its blobs. Raises CheckpointError, DiskFull.
     """
-    name = name or path.stem
+    name = name or Path(source.removeprefix(PREFIX)).stem
     if not 0 < len(name.encode()) <= MAX_NAME:
         raise RequestError(f"a model's name has 1 to {MAX_NAME} bytes: give another with --name", param="name")
+    if source.startswith(PREFIX):
+        yield Progress("downloading", 0, 1)
+        path = await run_apart(partial(fetch_hub, source.removeprefix(PREFIX)))
+    else:
+        path = Path(source)
     yield Progress("reading the checkpoint", 0, 1)
     checkpoint = await disk.run(open_checkpoint, path)
     units = checkpoint.spec.units
