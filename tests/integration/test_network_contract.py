@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+import trio.testing
 
 from blyan_node.errors import AlreadyRunning, ChannelClosed, ConfigError, ProtocolViolation, Unreachable
 from blyan_node.p2p.guard import LIMIT
@@ -181,13 +182,24 @@ async def test_faults_add_up_to_refusal(pair: tuple[Network, Network]) -> None:
     await eventually(lambda: not alice.neighbours() and not bob.neighbours())
 
 
-async def test_streams_break_when_the_connection_goes(pair: tuple[Network, Network]) -> None:
+@pytest.mark.parametrize("who", [0, 1])
+async def test_streams_break_when_the_connection_goes(pair: tuple[Network, Network], who: int) -> None:
     alice, bob = pair
     bob.set_handler(ECHO, echo)
     stream = await alice.open_stream(bob.peer_id, ECHO)
-    await bob.disconnect(alice.peer_id)
-    with trio.fail_after(5), pytest.raises(ChannelClosed):
-        await stream.receive_some(1)
+    broken = trio.Event()
+
+    async def receive() -> None:
+        with pytest.raises(ChannelClosed):
+            await stream.receive_some(1)
+        broken.set()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            await pair[who].disconnect(pair[1 - who].peer_id)
+            await broken.wait()
     await eventually(lambda: not alice.neighbours() and not bob.neighbours())
 
 
