@@ -57,7 +57,9 @@ class Json(logging.Formatter):
 def start_logging(*, level: str, form: str, node: str, stream: TextIO | None = None) -> None:
     """Send our log lines from ``level`` up, and the libraries' warnings, to ``stream`` (stderr by default).
 
-    ``form`` is ``console`` or ``json``; ``node`` a short form of the peer id.
+    ``form`` is ``console`` or ``json``; ``node`` a short form of the peer id. libp2p's own lines take the same form.
+    Of those only errors are shown, and of its dials not even these: whoever dialled gets an exception, and reports it
+    where it matters. All its warnings come with ``debug``.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(Json(node) if form == "json" else Console(node))
@@ -65,3 +67,7 @@ def start_logging(*, level: str, form: str, node: str, stream: TextIO | None = N
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("blyan_node").setLevel(level.upper())
+    libp2p = logging.getLogger("libp2p")
+    libp2p.propagate = True  # its import turns this off, and what then has no handler goes to stderr raw
+    libp2p.setLevel(logging.WARNING if level == "debug" else logging.ERROR)
+    logging.getLogger("libp2p.transport.tcp").setLevel(logging.NOTSET if level == "debug" else logging.CRITICAL)

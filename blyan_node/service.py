@@ -115,8 +115,9 @@ class NodeService:
             models=tuple(self._model(model) for model in self.relay.replica.catalog().models()),
             heads=tuple(sorted(head.hex() for head in self.relay.replica.heads())),
             blocks=self.relay.replica.count(),
-            memory_used=_resident_bytes(),
+            memory_used=self.stage.memory_used(),
             memory_limit=self.memory_limit,
+            resident=_resident_bytes(),
             disk_used=self.exchange.blobs.used(),
             disk_limit=self.disk_limit,
         )

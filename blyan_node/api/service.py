@@ -73,7 +73,10 @@ class Status:
     """Ids of the newest blocks, sorted."""
     blocks: int
     memory_used: int
+    """Weights and caches that are loaded, which is what ``memory_limit`` bounds."""
     memory_limit: int | None
+    resident: int
+    """Memory of the whole process, its libraries included; 0 where the system does not tell."""
     disk_used: int
     disk_limit: int | None
 

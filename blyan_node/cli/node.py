@@ -103,7 +103,11 @@ def _show_status(client: Client) -> None:
         ("address", node["address"]),
         ("network", f"{node['network_name']}  {node['network'][:16]}…"),
         ("listens", ", ".join(node["addresses"])),
-        ("memory", f"{human_size(node['memory_used'])} of {human_size(node['memory_limit'])}"),
+        (
+            "memory",
+            f"{human_size(node['memory_used'])} of {human_size(node['memory_limit'])} for weights and caches"
+            f"  (process: {human_size(node['resident'])})",
+        ),
         ("weights on disk", f"{human_size(node['disk_used'])} of {human_size(node['disk_limit'])}"),
         ("chain", f"{node['blocks']} blocks, heads {', '.join(head[:12] for head in node['heads'])}"),
         ("sessions", str(node["sessions"])),

@@ -171,7 +171,7 @@ class Holder:
         refs = [model.layers[spec.units.index(name)] for name in needed]
         await self._workers.disk.run(self._verify, refs)
         layers = sum(unit.startswith("layer.") for unit in spec.units[span.first : span.last + 1])
-        room = self._memory - self._demand(model).size(span)
+        size = self._demand(model).size(span)
         shard = await self._workers.compute.run(
             Shard.load,
             spec,
@@ -180,9 +180,9 @@ class Holder:
             paths,
             dtype=self._dtype,
             device=self._device,
-            cache_tokens=room // max(1, layers * spec.kv_bytes(self._dtype)),
+            cache_tokens=(self._memory - size) // max(1, layers * spec.kv_bytes(self._dtype)),
         )
-        self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard)
+        self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard, size)
         self._announce(Plan(model, span, SERVING))
         log.info("serving %s..%s of %s", spec.units[span.first], spec.units[span.last], model.name)
 

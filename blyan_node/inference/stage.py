@@ -47,13 +47,14 @@ FORGED = 20  # points for a frame from a peer that the session did not name
 
 @dataclass(frozen=True)
 class Loaded:
-    """A shard in memory: units ``first`` to ``last`` inclusive of one version of a model."""
+    """A shard in memory: units ``first`` to ``last`` inclusive of one version of a model; ``size`` bytes of weights."""
 
     model: bytes
     version: bytes
     first: int
     last: int
     shard: Shard
+    size: int
 
 
 @dataclass
@@ -92,6 +93,11 @@ class Seat:
     def span(self) -> tuple[int, int, int]:
         """Equal for sessions that one batch may join: the same units of the same shard."""
         return id(self.shard), self.leg.first, self.leg.last
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes reserved for the session's keys and values."""
+        return self.cache.capacity * self.cache.layers * self.shard.spec.kv_bytes(self.shard.dtype)
 
     @property
     def is_last(self) -> bool:
@@ -145,6 +151,11 @@ class Stage:
                 seen = await self._ready.after(seen)
                 while batch := self._gather():
                     await self._step(batch)
+
+    def memory_used(self) -> int:
+        """Bytes of the weights that are loaded and of all sessions' caches: what the memory limit is for."""
+        weights = self.loaded.size if self.loaded else 0
+        return weights + sum(seat.cache_bytes for seat in self.seats.values())
 
     # --- opening and closing ---
 

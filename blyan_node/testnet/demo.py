@@ -94,7 +94,7 @@ def _wait_spread(console: Console, net: Testnet) -> None:
                     progress.update(task, total=len(held["units"]), completed=len(held["stored"]))
             return net.serving()
 
-        wait_until(spread, timeout=SPREAD_TIMEOUT_S, what="all layers served by somebody")
+        wait_until(spread, timeout=SPREAD_TIMEOUT_S, what="all nodes serving, and all layers served")
     for node in net.nodes:
         status = node.client.status()
         (held,) = status["models"]

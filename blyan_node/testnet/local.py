@@ -174,14 +174,16 @@ class Testnet:
         return [self._state(node) for node in self.nodes]
 
     def serving(self) -> bool:
-        """Whether every daemon knows a model whose every unit is served by somebody."""
+        """Whether every daemon serves, and sees every unit of a model served by somebody."""
         try:
-            return all(
-                any(model["complete"] and all(model["coverage"]) for model in node.client.status()["models"])
-                for node in self.nodes
-            )
+            statuses = [node.client.status() for node in self.nodes]
         except CannotReach:
             return False
+        return all(
+            status["state"] == "serving"
+            and any(model["complete"] and all(model["coverage"]) for model in status["models"])
+            for status in statuses
+        )
 
     def _state(self, node: Node) -> dict[str, Any]:
         state: dict[str, Any] = {"node": node.index, "pid": None, "state": "down", "data_dir": str(node.data_dir)}

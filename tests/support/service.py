@@ -86,6 +86,7 @@ class ScriptedService:
             blocks=5,
             memory_used=1000,
             memory_limit=None,
+            resident=3000,
             disk_used=2000,
             disk_limit=None,
         )
