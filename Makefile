@@ -49,7 +49,7 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## Measure; takes the machine for itself
-	$(PYTEST) -m benchmark tests/performance
+	$(BIN)/python -m benchmarks
 
 constraints: $(STAMP) ## Pin what .venv holds now, and remake requirements-test.txt
 	$(BIN)/python .ci/pin.py

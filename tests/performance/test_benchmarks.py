@@ -1,0 +1,27 @@
+"""The benchmarks run and print what they promise; their figures are for people, never for asserts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["chain", "wire", "model", "daemons"])
+def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", name], check=False, capture_output=True, text=True, timeout=880
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "load" in done.stdout
+    assert len(done.stdout.splitlines()) > 5
+
+
+def test_an_unknown_benchmark_is_named() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "nosuch"], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there are: chain, wire, model, daemons" in done.stderr
