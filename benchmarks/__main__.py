@@ -1,4 +1,4 @@
-"""Run every benchmark, one after another: ``python -m benchmarks`` (ten minutes), or some: ``python -m benchmarks chain``.
+"""Run every benchmark, one after another (``python -m benchmarks``), or some (``python -m benchmarks chain``).
 
 Each prints its figures beside the limit or the rival measured in the same run. Nothing else should run meanwhile.
 """

@@ -51,12 +51,11 @@ def one_process(shard: Shard, prompt: list[int]) -> float:
 
 def through(net: Testnet, node: int) -> float:
     """The same through the API of a node, read from the stream."""
-    stamps = []
     question = [{"role": "user", "content": QUESTION}]
     with net.node(node).client.stream(question, model=MODEL, max_tokens=TOKENS, temperature=0) as chunks:
-        for chunk in chunks:
-            if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                stamps.append(time.perf_counter())
+        stamps = [
+            time.perf_counter() for chunk in chunks if chunk["choices"] and chunk["choices"][0]["delta"].get("content")
+        ]
     return (len(stamps) - 1) / (stamps[-1] - stamps[0])
 
 
@@ -188,10 +187,7 @@ def main() -> None:
             with Testnet(Path(scratch) / f"net-{count}", nodes=count, memory_limit=limit) as net:
                 publish(net)
                 decode(net, shard, prompt, rows, f"{count} daemon{'s' * (count > 1)}")
-                for sessions in (8, 32):
-                    rows.append(
-                        [f"{count} daemons, {sessions} sessions at once", f"{at_once(net, sessions):.1f} tok/s", "", ""]
-                    )
+                rows += [[f"{count} daemons, {n} at once", f"{at_once(net, n):.1f} tok/s", "", ""] for n in (8, 32)]
                 if count > 1:
                     idle(net, rows)
                     starting(net, rows)

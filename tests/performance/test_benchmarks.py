@@ -15,7 +15,6 @@ def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", name], check=False, capture_output=True, text=True, timeout=880
     )
-    print(done.stdout)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "load" in done.stdout
     assert len(done.stdout.splitlines()) > 5
