@@ -6,7 +6,9 @@ This and its neighbours :mod:`wire`, :mod:`gossip` and :mod:`corrections` are al
 from __future__ import annotations
 
 import functools
+import ipaddress
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -27,7 +29,7 @@ from multiaddr import Multiaddr
 
 from blyan_node.errors import ChannelClosed, ConfigError, Unreachable
 from blyan_node.p2p import corrections, gossip, wire
-from blyan_node.p2p.address import parse_address, parse_dialable
+from blyan_node.p2p.address import Address, parse_address, parse_dialable
 from blyan_node.p2p.guard import Scores, briefly, run_guarded
 from blyan_node.p2p.identity import peer_id_of
 from blyan_node.p2p.local import Subscriptions, Watchers, background
@@ -223,7 +225,8 @@ class Libp2pNetwork(INotifee):
         """Where this node can be dialled."""
         if self._announced:
             return self._announced
-        return tuple(f"{address}/p2p/{self._peer_id}" for address in self._host.get_transport_addrs())
+        listened = (parse_address(str(address)) for address in self._host.get_transport_addrs())
+        return tuple(str(replace(address, host=_reachable(address), peer=self._peer_id)) for address in listened)
 
     def neighbours(self) -> frozenset[PeerId]:
         """The peers with an open connection."""
@@ -408,6 +411,23 @@ def _listen_address(listen: str) -> Multiaddr:
     if address.port:
         corrections.check_port(address.host, address.port)
     return Multiaddr(str(address))
+
+
+def _reachable(address: Address) -> str:
+    """Where others reach what listens on an address: for "all interfaces", the one of the default route.
+
+    Connecting a UDP socket (to an address of RFC 5737 or RFC 3849) sends nothing; it only chooses the interface.
+    """
+    if not ipaddress.ip_address(address.host).is_unspecified:
+        return address.host
+    family, anywhere = (socket.AF_INET, "192.0.2.1") if address.kind == "ip4" else (socket.AF_INET6, "2001:db8::1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((anywhere, 9))
+        except OSError:
+            return "127.0.0.1" if address.kind == "ip4" else "::1"
+        host: str = probe.getsockname()[0]
+        return host
 
 
 def _announced(text: str, me: PeerId) -> str:
