@@ -71,5 +71,5 @@ async def meet(one: Network, other: Network) -> None:
 async def eventually(condition: Callable[[], bool], *, within: float = 10) -> None:
     """Wait until a condition holds; raise trio.TooSlowError if it does not within so many seconds."""
     with trio.fail_after(within):
-        while not condition():  # noqa: ASYNC110 any condition, so there is no event to wait for
+        while not condition():
             await trio.sleep(0.01)
