@@ -78,7 +78,7 @@ def assemble(
     view = SwarmView()
     relay = Relay(network, replica, key, workers.disk)
     exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
-    library = Library(replica, exchange, view, config.models)
+    library = Library(replica, exchange, view, workers.disk, config.models)
     pipeline = Pipeline(network, peers)
     stage = Stage(network, pipeline, workers.compute)
     heart = Heart(network, peers, key, view, replica.genesis.network)

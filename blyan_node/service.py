@@ -24,7 +24,6 @@ from blyan_node.inference.publish import publish_model
 from blyan_node.inference.session import Entry
 from blyan_node.inference.stage import Stage
 from blyan_node.inference.swarm import Seen, SwarmView
-from blyan_node.model.spec import ModelSpec
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
 from blyan_node.relay.blobs import BlobExchange
@@ -82,7 +81,7 @@ class NodeService:
                     name=model.name,
                     created=self.relay.replica.genesis.created_ms // 1000,
                     owner=show_address(model.owner),
-                    context_length=ModelSpec.from_json(model.spec).context_length,
+                    context_length=self.library.spec(model).context_length,
                     missing=tuple(model.units[unit] for unit in missing),
                 )
             )
@@ -139,8 +138,8 @@ class NodeService:
     def _model(self, model: ModelEntry) -> ModelStatus:
         now, units = trio.current_time(), len(model.units)
         coverage = [0] * units
-        for _, held in self.view.serving(model.id, model.version, now):
-            for unit in range(held.first, min(held.last + 1, units)):
+        for _, held in self.view.serving(model.id, model.version, units, now):
+            for unit in range(held.first, held.last + 1):
                 coverage[unit] += 1
         loaded = self.stage.loaded
         served = range(loaded.first, loaded.last + 1) if loaded and loaded.model == model.id else range(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -158,6 +158,10 @@ class Replica:
         Parents come before children, so a page after the other can be accepted elsewhere without orphans.
         """
         return list(islice(self._tables.ordered(CHAINS if chain is None else (chain,), after), limit))
+
+    def encoded(self, *, after: tuple[int, bytes]) -> Iterator[bytes]:
+        """Iterate over the blocks of all chains as they were received, in the order of :meth:`blocks`, one by one."""
+        return (raw for id in self._tables.ids(CHAINS, after) if (raw := self.get(id)) is not None)
 
     def catalog(self) -> Catalog:
         """Return the models on the chain, tentatively: folded anew where records arrived since the last call."""

@@ -111,13 +111,17 @@ class Tables:
 
     def ordered(self, chains: Sequence[str], after: tuple[int, bytes] | None) -> Iterator[Block]:
         """Iterate over the blocks of some chains in (height, id) order, from behind the place ``after``."""
+        return (self._indexed(id) for id in self.ids(chains, after))
+
+    def ids(self, chains: Sequence[str], after: tuple[int, bytes] | None) -> Iterator[bytes]:
+        """Iterate over the ids of the same blocks in the same order, reading none of them."""
         ranges = []
         for chain in chains:
             prefix = Prefix.HEIGHT.key(chain.encode())
             start = None if after is None else Prefix.HEIGHT.key(chain.encode(), *after)
             ranges.append(self._store.keys(prefix, after=start))
         for key in merge(*ranges, key=lambda key: key[2:]):
-            yield self._indexed(key[10:])
+            yield key[10:]
 
     def add(self, block: Block, placed: Placed, *, count: int, in_catalog: bool) -> None:
         """Write a block and all that follows from it, in one batch; ``count`` is the number of blocks with it."""

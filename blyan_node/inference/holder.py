@@ -9,21 +9,20 @@ from __future__ import annotations
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.records import BlobRef
-from blyan_node.errors import IntegrityError, RuleError, StoreError
+from blyan_node.errors import IntegrityError, LocalError, PeerError, RuleError
 from blyan_node.inference.heart import LEAST_APART, Heart
-from blyan_node.inference.library import Library, demand
+from blyan_node.inference.library import Library
 from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Held
 from blyan_node.inference.placement import Demand, Range, choose, should_move
 from blyan_node.inference.stage import Loaded, Stage
 from blyan_node.inference.swarm import SwarmView
 from blyan_node.model.shard import Shard
-from blyan_node.model.spec import ModelSpec
 from blyan_node.p2p.transport import PeerId
 from blyan_node.relay.blobs import BlobExchange
 from blyan_node.relay.blocks import Relay
@@ -34,6 +33,10 @@ log = logging.getLogger(__name__)
 JITTER = (0.3, 1.2)  # seconds between announcing an intent and acting on it
 LOOK_EVERY = 1.0
 STORE_ALL_UP_TO = 8  # peers: in a net of that size everybody stores every blob
+LOOKS = 16  # at most, before an intent stands whatever others announce
+STALL = 60.0  # seconds without a chunk from anybody after which a fetch is given up for now
+RETRY_FIRST, RETRY_MOST = 2.0, 120.0  # seconds before another try with a model that could not be held
+STORE_AGAIN = 60.0  # seconds before another try to store what could not be stored
 KV_SHARE = 0.25  # of the memory limit is for caches
 
 
@@ -74,6 +77,8 @@ class Holder:
         self.plan: Plan | None = None
         self.fetched_bytes = 0
         self.draining = False
+        self._serving: Plan | None = None  # what the loaded shard is
+        self._failures: dict[bytes, tuple[int, float]] = {}  # by version: how often, and when it may be tried again
 
     def held(self) -> tuple[Held, ...]:
         """For the heartbeat."""
@@ -86,56 +91,64 @@ class Holder:
             task_status.started()
             while True:
                 seen = self._relay.changed.count
-                try:
-                    await self._look()
-                except (RuleError, StoreError) as error:
-                    # Bad weights or a full disk: say so, serve nothing of it, look again later.
-                    log.error("cannot hold %s: %s", self.plan, error)
-                    self._announce(None)
-                    await trio.sleep(LOOK_EVERY * 2)
+                if (chosen := await self._look()) is not None:
+                    await self._try(*chosen)
                 await self._relay.changed.after(seen, most=LOOK_EVERY)
 
     async def drain(self) -> None:
-        """Say that this node leaves: nobody plans a route through it any more."""
+        """Say that this node leaves: nobody plans a route through it any more, and who has not heard is refused."""
         self.draining = True
-        if self.plan is not None:
-            self._announce(Plan(self.plan.model, self.plan.span, DRAINING))
+        self._stage.loaded = None
+        self._announce(self.plan)
         await trio.sleep(2 * LEAST_APART)  # the heartbeat that says so is out by then
 
-    async def _look(self) -> None:
-        """One look at the swarm: take up a range where this node has none, move where a gap calls for it."""
+    async def _look(self) -> tuple[ModelEntry, Range] | None:
+        """One look at the swarm: a range to take up where this node has none, or where a gap calls for a move."""
         models = self._library.models()
         if not models or self.draining:
-            return
+            return None
         now = trio.current_time()
-        if self.plan is not None and self.plan.model in models:
-            target = should_move(
-                self._demand(self.plan.model), self.plan.span, self._view, self._budget, self._stage.layer_us, now,
-                me=self._me,
-            )  # fmt: skip
-            if target is not None:
-                log.info("moving from %s to %s: nobody holds some of it", self.plan.span, target)
-                await self._take_up(self.plan.model, target)
-            return
-        if (chosen := await self._settle(models)) is not None:
-            await self._take_up(*chosen)
+        if self.plan is None or self.plan.model not in models:
+            return await self._settle()
+        model, held = self.plan.model, self.plan.span
+        demand = self._demand(model)
+        target = should_move(demand, held, self._view, self._budget, self._stage.layer_us, now, me=self._me)
+        if target is None or not self._may_try(model, now):
+            return None
+        log.info("moving from %s to %s: nobody holds some of it", held, target)
+        return model, target
 
-    async def _settle(self, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, Range] | None:
+    async def _settle(self) -> tuple[ModelEntry, Range] | None:
         """Announce an intent, wait a jitter, look again; until two looks agree."""
         intent: tuple[ModelEntry, Range] | None = None
-        while True:
-            wanted = self._choose(models)
-            if wanted is None or wanted == intent:
+        for _ in range(LOOKS):
+            wanted = self._choose()
+            if wanted == intent or self.draining:
                 return wanted
             intent = wanted
-            self._announce(Plan(*intent, LOADING))
+            self._announce(Plan(*intent, LOADING) if intent else self._serving)
             await trio.sleep(random.uniform(*JITTER))
+        return intent
 
-    def _choose(self, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, Range] | None:
-        """The model whose weakest unit is weakest, and the range of it to hold."""
+    def _may_try(self, model: ModelEntry, now: float) -> bool:
+        return self._failures.get(model.version, (0, 0.0))[1] <= now
+
+    def _can_be_had(self, model: ModelEntry, now: float) -> bool:
+        """Is each unit here or with an active peer? Anybody can publish a model that nobody has."""
+        have = self._library.stored(model) | self._view.stored(model.id, len(model.units), now, but=self._me)
+        return len(have) == len(model.units)
+
+    def _choose(self) -> tuple[ModelEntry, Range] | None:
+        """The model whose weakest unit is weakest, of those to be had, and the range of it to hold."""
         now = trio.current_time()
+        models = [m for m in self._library.models() if self._may_try(m, now) and self._can_be_had(m, now)]
+        if not models:
+            return None
         weakest = min(
-            models, key=lambda model: len(self._view.serving(model.id, model.version, now)) / max(1, len(model.units))
+            models,
+            key=lambda model: (
+                len(self._view.serving(model.id, model.version, len(model.units), now)) / len(model.units)
+            ),
         )
         span = choose(self._demand(weakest), self._view, self._budget, self._stage.layer_us, now, me=self._me)
         if span is None:
@@ -150,22 +163,38 @@ class Holder:
         return int(self._memory * (1 - KV_SHARE))
 
     def _demand(self, model: ModelEntry) -> Demand:
-        return demand(model, self._dtype)
+        """What placement needs to know of a model."""
+        spec = self._library.spec(model)
+        sizes = tuple(spec.unit_bytes(unit, self._dtype) for unit in spec.units)
+        return Demand(model.id, model.version, sizes, sizes[0] if spec.tied_head else 0)
 
     def _announce(self, plan: Plan | None) -> None:
-        self.plan = plan
+        self.plan = replace(plan, state=DRAINING) if plan and self.draining else plan
         self._heart.urgent.beat()
+
+    async def _try(self, model: ModelEntry, span: Range) -> None:
+        """Take up a range; where that fails go on with what is served, if anything, and try again later."""
+        try:
+            await self._take_up(model, span)
+        except (RuleError, LocalError, PeerError, OSError, RuntimeError, MemoryError) as error:
+            # bad weights, a full disk, peers that promised too much, torch's own
+            log.error("cannot hold units %d..%d of %s: %s", span.first, span.last, model.name, error)
+            count, now = self._failures.get(model.version, (0, 0.0))[0] + 1, trio.current_time()
+            self._failures[model.version] = (count, now + min(RETRY_FIRST * 2 ** (count - 1), RETRY_MOST))
+            self._announce(self._serving)
+        else:
+            self._failures.pop(model.version, None)
 
     async def _take_up(self, model: ModelEntry, span: Range) -> None:
         """Fetch what is missing of a range, load it, serve it."""
         if self._stage.loaded is None:
             self._announce(Plan(model, span, LOADING))
-        spec = ModelSpec.from_json(model.spec)
+        spec = self._library.spec(model)
         needed = {blob for unit in spec.units[span.first : span.last + 1] for blob in spec.blobs_for(unit)}
         began = time.monotonic()
         for unit in sorted(spec.units.index(name) for name in needed):
             await self._fetch_unit(model, unit)
-        await self._exchange.fetch(model.tokenizer, lambda: self._library.holders(model))
+        await self._exchange.fetch(model.tokenizer, lambda: self._library.holders(model), patience=STALL)
         log.info("have the weights of units %d..%d after %.1f s", span.first, span.last, time.monotonic() - began)
         paths = {name: self._exchange.blobs.path(model.layers[spec.units.index(name)]) for name in needed}
         refs = [model.layers[spec.units.index(name)] for name in needed]
@@ -182,8 +211,11 @@ class Holder:
             device=self._device,
             cache_tokens=(self._memory - size) // max(1, layers * spec.kv_bytes(self._dtype)),
         )
+        if self.draining:
+            return
         self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard, size)
-        self._announce(Plan(model, span, SERVING))
+        self._serving = Plan(model, span, SERVING)
+        self._announce(self._serving)
         log.info("serving %s..%s of %s", spec.units[span.first], spec.units[span.last], model.name)
 
     def _verify(self, refs: list[BlobRef]) -> None:
@@ -197,10 +229,10 @@ class Holder:
     async def _fetch_unit(self, model: ModelEntry, unit: int) -> None:
         ref = model.layers[unit]
         if not self._exchange.blobs.has(ref):
-            await self._exchange.fetch(ref, lambda: self._others_storing(model, unit), self._count)
+            await self._exchange.fetch(ref, lambda: self._storing(model, unit), self._count, patience=STALL)
 
-    def _others_storing(self, model: ModelEntry, unit: int) -> list[PeerId]:
-        peers = [peer for peer in self._view.storing(model.id, unit, trio.current_time()) if peer != self._me]
+    def _storing(self, model: ModelEntry, unit: int) -> list[PeerId]:
+        peers = self._view.storing(model.id, unit, trio.current_time())
         random.shuffle(peers)
         return peers
 
@@ -215,23 +247,27 @@ class Holder:
         while True:
             await trio.sleep(LOOK_EVERY)
             for model, unit in self._wanted():
-                while self._stage.seats or self.plan is None or self.plan.state != SERVING:
+                while self._stage.seats or self.plan is None or self.plan.state != SERVING:  # noqa: ASYNC110 as in _serve
                     await trio.sleep(LOOK_EVERY)  # serving comes first
                 began = trio.current_time()
                 try:
                     await self._fetch_unit(model, unit)
-                except StoreError as error:
-                    log.warning("storing no more than is served: %s", error)
-                    await trio.sleep(60)
+                except (RuleError, LocalError, PeerError) as error:
+                    log.warning("storing no more than is served for now: %s", error)
+                    await trio.sleep(STORE_AGAIN)
+                    break
                 self._heart.urgent.beat()
                 await trio.sleep(3 * (trio.current_time() - began))
 
     def _wanted(self) -> list[tuple[ModelEntry, int]]:
         """The units that this node should have on disk and has not."""
-        if len(self._view.active(trio.current_time())) > STORE_ALL_UP_TO:
+        now = trio.current_time()
+        if len(self._view.active(now)) > STORE_ALL_UP_TO:
             return []
         return [
             (model, unit)
             for model in self._library.models()
-            for unit in sorted(set(model.layers) - self._library.stored(model))
+            for unit in sorted(
+                self._view.stored(model.id, len(model.units), now, but=self._me) - self._library.stored(model)
+            )
         ]

@@ -8,14 +8,14 @@ import trio
 
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.replica import Replica
-from blyan_node.errors import ModelUnavailable, RequestError, UnknownModel
+from blyan_node.errors import CheckpointError, ModelUnavailable, RequestError, UnknownModel
 from blyan_node.inference.messages import Stored
-from blyan_node.inference.placement import Demand
 from blyan_node.inference.swarm import SwarmView, bits_of
 from blyan_node.model.spec import ModelSpec
 from blyan_node.model.tokenizer import Tokenizer
 from blyan_node.p2p.transport import PeerId
 from blyan_node.relay.blobs import BlobExchange
+from blyan_node.worker import Lane
 
 MAX_KNOWN = 8
 TOKENIZER_PATIENCE = 20.0
@@ -35,20 +35,38 @@ class Library:
     ``opted`` holds names or ids in hex; empty means all. Keeps the tokenizers of the MAX_KNOWN models last used.
     """
 
-    def __init__(self, replica: Replica, exchange: BlobExchange, view: SwarmView, opted: tuple[str, ...]) -> None:
-        self._replica, self._exchange, self._view, self._opted = replica, exchange, view, opted
+    def __init__(
+        self, replica: Replica, exchange: BlobExchange, view: SwarmView, disk: Lane, opted: tuple[str, ...]
+    ) -> None:
+        self._replica, self._exchange, self._view, self._disk, self._opted = replica, exchange, view, disk, opted
         self._known: dict[bytes, Known] = {}
+        self._specs: dict[bytes, ModelSpec | None] = {}
 
     def models(self) -> tuple[ModelEntry, ...]:
-        """The models that can be served: all their layers are on the chain."""
+        """The models that can be served: all their layers are on the chain, and the spec is one and fits the units."""
         return tuple(
             model
             for model in self._replica.catalog().models()
-            if model.complete and (not self._opted or model.name in self._opted or model.id.hex() in self._opted)
+            if model.complete
+            and (not self._opted or model.name in self._opted or model.id.hex() in self._opted)
+            and self._spec(model) is not None
         )
 
+    def spec(self, model: ModelEntry) -> ModelSpec:
+        """The spec of a model. Raises CheckpointError where its publisher wrote none, or one of other units."""
+        if (spec := self._spec(model)) is None:
+            raise CheckpointError(f"the manifest of {model.name} has no usable spec")
+        return spec
+
+    def _spec(self, model: ModelEntry) -> ModelSpec | None:
+        if model.id not in self._specs:
+            self._specs[model.id] = _sound_spec(model)
+        return self._specs[model.id]
+
     def select(self, name: str | None) -> ModelEntry:
-        """The model of that name or id; the newest of several. Without a name, the only one there is.
+        """The model of that name or id; the newest of several, those first that are served from end to end now.
+
+        Without a name, the only one there is.
 
         Raises UnknownModel, naming those that exist, and ModelUnavailable where the network has none.
         """
@@ -61,7 +79,9 @@ class Library:
             raise UnknownModel(f"there is no model {name!r} here; there is: {', '.join(names)}", param="model")
         if name is None and len(names) > 1:
             raise RequestError(f"name one of the models: {', '.join(names)}", param="model")
-        return found[-1]
+        now = trio.current_time()
+        served = [model for model in found if not self._view.missing(model.id, model.version, len(model.units), now)]
+        return (served or found)[-1]
 
     async def know(self, model: ModelEntry) -> Known:
         """The spec and the tokenizer of a model, fetched from peers where they are not here.
@@ -73,15 +93,16 @@ class Library:
                 await self._exchange.fetch(model.tokenizer, lambda: self.holders(model))
             if waited.cancelled_caught:
                 raise ModelUnavailable(f"no active peer has the tokenizer of {model.name}; try again soon")
-            raw = self._exchange.blobs.path(model.tokenizer).read_bytes()
-            known = Known(ModelSpec.from_json(model.spec), Tokenizer(raw))
+            path = self._exchange.blobs.path(model.tokenizer)
+            tokenizer = await self._disk.run(lambda: Tokenizer(path.read_bytes()))
+            known = Known(self.spec(model), tokenizer)
         self._known[model.id] = known  # at the end of the order: the last used is the last to go
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return known
 
     def holders(self, model: ModelEntry) -> list[PeerId]:
-        """The active peers, others than this node, that have some unit of a model on disk, hence its tokenizer too."""
+        """The active peers that have some unit of a model on disk, hence its tokenizer too."""
         return [
             seen.peer
             for seen in self._view.active(trio.current_time()).values()
@@ -100,9 +121,10 @@ class Library:
         return tuple(Stored(model.id, bits_of(units)) for model, units in models if units)[-16:]
 
 
-def demand(model: ModelEntry, dtype: str) -> Demand:
-    """What placement needs to know of a model computed in ``dtype``."""
-    spec = ModelSpec.from_json(model.spec)
-    sizes = tuple(spec.unit_bytes(unit, dtype) for unit in spec.units)
-    shared = sizes[0] if spec.tied_head else 0
-    return Demand(model.id, model.version, sizes, shared)
+def _sound_spec(model: ModelEntry) -> ModelSpec | None:
+    try:
+        spec = ModelSpec.from_json(model.spec)
+    except CheckpointError:
+        return None
+    # the count first: the names of a hostile spec's layers need not fit in memory
+    return spec if spec.layers + 2 == len(model.units) and spec.units == model.units else None

@@ -57,7 +57,7 @@ class Heartbeat:
     addresses: Annotated[tuple[Annotated[str, Size(256)], ...], Size(8)]
     held: Annotated[tuple[Held, ...], Size(4)]
     stored: Annotated[tuple[Stored, ...], Size(16)]
-    layer_us: Annotated[int, Bound(10**9)]
+    layer_us: Annotated[int, Bound(10**9, 1)]
     free_tokens: int
     queue: Annotated[int, Bound(10**6)]
     price: int

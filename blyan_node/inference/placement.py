@@ -72,11 +72,11 @@ def coverage(
     """
     behind = [0.0] * len(demand.unit_bytes)
     mine = rank(me, demand.model)
-    for seen, held in view.holding(demand.model, demand.version, now):
+    for seen, held in view.holding(demand.model, demand.version, len(behind), now):
         intended = intents == "all" or (intents == "earlier" and rank(seen.peer, demand.model) < mine)
         if seen.peer == me or not (held.state == SERVING or (held.state == LOADING and intended)):
             continue
-        for unit in range(held.first, min(held.last + 1, len(behind))):
+        for unit in range(held.first, held.last + 1):
             behind[unit] += 1e6 / max(1, seen.heartbeat.layer_us)
     return behind
 
@@ -123,7 +123,7 @@ def should_move(
     if not any(with_me[unit] == 0 for unit in range(target.first, target.last + 1)):
         return None
     mine = rank(me, demand.model)
-    for seen, other in view.serving(demand.model, demand.version, now):
+    for seen, other in view.serving(demand.model, demand.version, len(behind), now):
         spare = all(
             served[unit] > 1e6 / max(1, seen.heartbeat.layer_us) or unit in held
             for unit in range(other.first, other.last + 1)

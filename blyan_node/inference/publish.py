@@ -1,4 +1,4 @@
-"""A model's way onto the chain: read a checkpoint, store each unit as a blob, sign a manifest and a record per layer."""
+"""A model's way onto the chain: a checkpoint becomes a blob per unit, a manifest, and a signed record per unit."""
 
 from __future__ import annotations
 

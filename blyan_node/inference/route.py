@@ -38,7 +38,7 @@ class Measurements:
         self._failures.pop(peer, None)
 
     def avoided(self, peer: PeerId, now: float) -> bool:
-        """Is the peer to be avoided now?"""
+        """Tell whether the peer is to be avoided now."""
         return self._failures.get(peer, (0, 0.0))[1] > now
 
     def reach(self, peer: PeerId) -> float:
@@ -61,7 +61,7 @@ def plan(
     A peer that failed lately is used only where nobody else serves a unit. Raises ModelUnavailable, naming the units
     that nobody serves.
     """
-    spans = [(seen, held.first, held.last) for seen, held in view.serving(model, version, now)]
+    spans = [(seen, held.first, held.last) for seen, held in view.serving(model, version, len(unit_names), now)]
     trusted = [span for span in spans if not measurements.avoided(span[0].peer, now)]
     for candidates in (trusted, spans):
         if legs := _shortest(candidates, len(unit_names), measurements, me):
@@ -89,7 +89,8 @@ def _shortest(
             ways = [
                 (so_far + _way(here, seen.peer, me, measurements), legs)
                 for here, (so_far, legs) in best[boundary].items()
-                if len(legs) < MAX_STAGES and not (legs and here == seen.peer)
+                # one seat a peer: whoever would come back later in the route can as well go on by itself
+                if len(legs) < MAX_STAGES and all(leg.peer != seen.peer for leg in legs)
             ]
             if not ways:
                 continue

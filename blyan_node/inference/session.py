@@ -41,7 +41,6 @@ ATTEMPTS = 5
 STALL = 30.0  # seconds without a token, besides those that the prompt may take
 PREFILL_RATE = 20.0  # positions per second that the slowest route is granted
 PATIENCE = 30.0  # seconds that a generation under way waits for somebody to take over lost layers
-CLOSING = 2.0
 MAX_SESSIONS = 1024
 
 
@@ -111,19 +110,21 @@ class Entry:
         limit = _limit(known, request, len(tokens), self._context_limit)
         prompt_tokens, began, first_at = len(tokens), trio.current_time(), 0.0
         text = TextStream(known.tokenizer.stream(), request.stop)
-        reason, failures = "length", 0
+        reason, failures, started = "length", 0, False
         hops: tuple[Hop, ...] = ()
 
         while True:
+            before = len(tokens)
             try:
-                legs = await self._plan(model, known, patience=PATIENCE if failures else 0.0)
+                legs = await self._plan(model, known, patience=PATIENCE if started else 0.0)
                 async with self._open(model, known, legs, limit, request.sampling) as session:
-                    if not failures:
+                    if not started:
+                        started = True
                         yield Started(model.name, prompt_tokens, self._hops(known, session))
                     await self._send_prompt(session, tokens)
                     grace = STALL + len(tokens) / PREFILL_RATE
                     while len(tokens) < limit:
-                        token = await self._next(session, len(tokens), grace)
+                        token = await self._next(session, known, len(tokens), grace)
                         first_at, grace = first_at or trio.current_time(), STALL
                         if token in known.tokenizer.eos_ids:
                             reason = "stop"
@@ -139,20 +140,21 @@ class Entry:
                         self.measurements.succeeded(PeerId(leg.peer))
                 break
             except ModelUnavailable as error:
-                if not failures:
+                if not started:
                     raise
                 raise GenerationFailed(
                     f"layers were lost and nobody took them over: {error}", partial=text.text
                 ) from error
             except PeerError as error:
-                failures += 1
+                failures = 1 if len(tokens) > before else failures + 1  # a route that brought tokens was a good one
                 log.warning("generation lost its route (%s), attempt %d", error, failures)
                 if failures == ATTEMPTS:
-                    if isinstance(error, Refused):
+                    if isinstance(error, Refused) and not started:
                         raise Overloaded(f"no route had room for this generation: {error}") from error
                     raise GenerationFailed(f"{failures} routes failed; the last: {error}", partial=text.text) from error
         if rest := text.finish():
             yield Piece(rest, len(tokens) - prompt_tokens)
+        reason = "stop" if text.stopped else reason
         now = trio.current_time()
         yield Finished(
             reason,
@@ -191,10 +193,8 @@ class Entry:
                 raise
         finally:
             del self.sessions[session.id]
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSING):
-                async with trio.open_nursery() as nursery:
-                    for peer in {PeerId(leg.peer) for leg in legs}:
-                        nursery.start_soon(self._close_stage, peer, session.id)
+            for leg in legs:
+                self._pipeline.post(PeerId(leg.peer), Close(session.id))
 
     async def _plan(self, model: ModelEntry, known: Known, *, patience: float) -> tuple[Leg, ...]:
         """The best route now; where there is none, wait up to ``patience`` seconds for peers to fill the gap."""
@@ -225,12 +225,6 @@ class Entry:
             lost.__cause__ = error
             refusals.append(lost)
 
-    async def _close_stage(self, peer: PeerId, session: bytes) -> None:
-        try:
-            await self._pipeline.send(peer, Close(session))
-        except PeerError as error:
-            log.debug("could not close a session on %s: %s", peer, error)
-
     # --- along it ---
 
     async def _send_prompt(self, session: Session, tokens: list[int]) -> None:
@@ -243,7 +237,7 @@ class Entry:
             except PeerError as error:
                 raise SessionLost(str(error), first) from error
 
-    async def _next(self, session: Session, position: int, grace: float) -> int:
+    async def _next(self, session: Session, known: Known, position: int, grace: float) -> int:
         """The token at ``position``. Raises SessionLost, also where none comes for ``grace`` seconds."""
         with trio.move_on_after(grace) as waited:
             item = await session.incoming.receive()
@@ -253,6 +247,8 @@ class Entry:
             raise item
         if item.position != position:
             raise SessionLost(f"a token for position {item.position} where {position} was due", session.drawer)
+        if item.token >= known.spec.vocab_size:
+            raise SessionLost(f"token {item.token} of a vocabulary of {known.spec.vocab_size}", session.drawer)
         session.traces.append(item.trace)
         return item.token
 
@@ -327,7 +323,7 @@ def _tokenize(known: Known, request: Generate) -> list[int]:
 
 
 def _limit(known: Known, request: Generate, prompt: int, context_limit: int) -> int:
-    """Positions that the session may fill: the prompt's and the completion's. Raises RequestError where none is left."""
+    """Positions that the session may fill: prompt and completion. Raises RequestError where none is left."""
     context = min(known.spec.context_length, context_limit)
     if prompt >= context:
         raise RequestError(

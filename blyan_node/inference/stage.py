@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
-from blyan_node.errors import Overloaded, PeerError, Refused, RuleError
+from blyan_node.errors import Overloaded, PeerError, ProtocolViolation, Refused, RuleError
 from blyan_node.inference.generation import Sampling
 from blyan_node.inference.messages import (
     MILLION,
@@ -29,8 +30,9 @@ from blyan_node.inference.messages import (
     Tokens,
 )
 from blyan_node.inference.pipeline import Pipeline
-from blyan_node.model.activation import Activation
+from blyan_node.model.activation import DTYPES, Activation
 from blyan_node.model.cache import Cache
+from blyan_node.model.sampler import check_sampling
 from blyan_node.model.shard import Result, Shard, Work
 from blyan_node.p2p import rpc
 from blyan_node.p2p.transport import Network, PeerId
@@ -42,7 +44,8 @@ log = logging.getLogger(__name__)
 MAX_SEATS = 1024
 BATCH_TOKENS = 1024  # positions that one step computes at most, over all sessions
 IDLE = 120.0  # seconds without a frame after which a session's seat is free again
-FORGED = 20  # points for a frame from a peer that the session did not name
+SHARE = 3  # times what it leaves free is the most that one peer's sessions may take (Choudhury and Hahne, 1998)
+MAX_CLOSED = 4096  # sessions known to have been closed before they were opened
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Input:
     tokens: tuple[int, ...] | None
     activation: Activation | None
     trace: tuple[tuple[int, int], ...]
+    number: int = 0  # in the order of arrival
 
 
 @dataclass
@@ -83,6 +87,7 @@ class Seat:
     expected: int = 0
     touched: float = 0.0
     inputs: deque[Input] = field(default_factory=deque)
+    computing: bool = False  # a step uses the cache: it must not be freed
 
     @property
     def leg(self) -> Leg:
@@ -101,7 +106,7 @@ class Seat:
 
     @property
     def is_last(self) -> bool:
-        """Does this stage draw the tokens?"""
+        """Tell whether this stage draws the tokens."""
         return self.open.stage == len(self.open.route) - 1
 
     @property
@@ -110,14 +115,27 @@ class Seat:
         return PeerId(self.open.route[self.open.stage - 1].peer) if self.open.stage else self.entry
 
     @property
+    def after(self) -> frozenset[PeerId]:
+        """Who gets what is computed here: the stage after; of a token, stage 0 and the entry."""
+        route = self.open.route
+        if self.is_last:
+            return frozenset((PeerId(route[0].peer), self.entry))
+        return frozenset((PeerId(route[self.open.stage + 1].peer),))
+
+    @property
     def drawer(self) -> PeerId:
         """The last stage."""
         return PeerId(self.open.route[-1].peer)
 
     @property
+    def beside(self) -> frozenset[PeerId]:
+        """Whom this stage hears from or sends to; without one of them the session cannot go on."""
+        return self.after | {self.before} | ({self.drawer} if self.open.stage == 0 else set())
+
+    @property
     def sampling(self) -> Sampling:
         """How this session's tokens are drawn."""
-        return Sampling(self.open.temperature / MILLION, self.open.top_p / MILLION, self.open.seed)
+        return _sampling(self.open)
 
 
 class Stage:
@@ -131,20 +149,20 @@ class Stage:
         self.layer_us = 1000  # smoothed microseconds per layer and decode step; a guess until measured
         self.tokens_computed = 0
         self._ready = Pulse()
-        self._failures: deque[tuple[PeerId, Failed]] = deque(maxlen=MAX_SEATS)  # when full, the oldest goes untold
-        self._failed = Pulse()
+        self._arrivals = 0
+        self._closed: OrderedDict[tuple[PeerId, bytes], None] = OrderedDict()
         pipeline.on(Tokens, self._on_tokens)
         pipeline.on(Activations, self._on_activations)
         pipeline.on(Drawn, self._on_drawn)
         pipeline.on(Close, self._on_close)
         pipeline.on_lost(self._on_lost)
+        pipeline.on_room(self._ready.beat)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         rpc.serve(self._network, OPEN, self.open, concurrency=64)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
-            nursery.start_soon(self._tell_failures)
             task_status.started()
             seen = 0
             while True:
@@ -160,9 +178,11 @@ class Stage:
     # --- opening and closing ---
 
     async def open(self, peer: PeerId, request: Open) -> Opened:
-        """Reserve a seat, or raise Refused with the reason."""
+        """Reserve a seat, or raise Refused with the reason, ProtocolViolation for a route that cannot be."""
         if request.session in self.seats:
             raise Refused("the session is open already")
+        if (peer, request.session) in self._closed:
+            raise Refused("the session was closed before this request to open it arrived")
         if len(self.seats) >= MAX_SEATS:
             raise Refused(f"all {MAX_SEATS} places are taken")
         if request.stage >= len(request.route) or request.route[request.stage].peer != self._pipeline.me:
@@ -172,45 +192,61 @@ class Stage:
             raise Refused("that model or version is not served here")
         if not loaded.first <= leg.first <= leg.last <= loaded.last:
             raise Refused(f"units {leg.first}..{leg.last} are not served here")
+        _check_route(request.route, len(loaded.shard.spec.units))
+        self._check_share(peer, loaded.shard, request.limit)
         try:
+            check_sampling(_sampling(request))
             cache = loaded.shard.open(request.session, request.limit, leg.first, leg.last)
         except (RuleError, Overloaded) as error:
             raise Refused(str(error)) from error
         self.seats[request.session] = Seat(request, peer, loaded.shard, cache, touched=trio.current_time())
         return Opened(request.epoch)
 
+    def _check_share(self, peer: PeerId, shard: Shard, tokens: int) -> None:
+        """Let no peer take all seats or all the cache: something is left for whoever comes next.
+
+        One session is allowed to everybody, and to this node itself whatever there is.
+        """
+        seats = [seat for seat in self.seats.values() if seat.entry == peer]
+        if peer == self._pipeline.me or not seats:
+            return
+        reserved = sum(seat.open.limit for seat in seats if seat.shard is shard)
+        if len(seats) >= SHARE * (MAX_SEATS - len(self.seats)):
+            raise Refused(f"this peer's sessions have their share of the {MAX_SEATS} places")
+        if reserved + tokens > SHARE * (shard.free_tokens() - tokens):
+            raise Refused(f"this peer's sessions have their share of the cache: {reserved} tokens")
+
     def _on_close(self, peer: PeerId, frame: Close) -> None:
         seat = self.seats.get(frame.session)
-        if seat is not None and seat.entry == peer:
+        if seat is None:  # it may have overtaken its Open, which comes by a stream of its own
+            self._closed[peer, frame.session] = None
+            if len(self._closed) > MAX_CLOSED:
+                self._closed.popitem(last=False)
+        elif seat.entry == peer:
             self._leave(seat)
 
     def _leave(self, seat: Seat) -> None:
-        if self.seats.pop(seat.open.session, None) is not None:
+        if self._is_seated(seat):
+            del self.seats[seat.open.session]
             seat.inputs.clear()
-            seat.cache.close()
+            if not seat.computing:
+                seat.cache.close()
+
+    def _is_seated(self, seat: Seat) -> bool:
+        return self.seats.get(seat.open.session) is seat
 
     def _fail(self, seat: Seat, reason: str, culprit: str = "") -> None:
-        """End a session here and have its entry told."""
-        self._leave(seat)
-        self._failures.append((seat.entry, Failed(seat.open.session, seat.open.epoch, reason[:400], culprit)))
-        self._failed.beat()
-
-    async def _tell_failures(self) -> None:
-        seen = 0
-        while True:
-            seen = await self._failed.after(seen)
-            while self._failures:
-                entry, frame = self._failures.popleft()
-                try:
-                    await self._pipeline.send(entry, frame)
-                except PeerError as error:
-                    log.info("could not tell %s that its session failed: %s", entry, error)
+        """End a session here, unless it has ended, and have its entry told."""
+        if self._is_seated(seat):
+            self._leave(seat)
+            frame = Failed(seat.open.session, seat.open.epoch, reason[:400], culprit)
+            self._pipeline.post(seat.entry, frame)
 
     def _on_lost(self, peer: PeerId) -> None:
         for seat in list(self.seats.values()):
             if seat.entry == peer:
                 self._leave(seat)
-            elif any(leg.peer == peer for leg in seat.open.route):
+            elif peer in seat.beside:
                 self._fail(seat, f"lost {peer}", culprit=peer)
 
     async def _expire(self) -> None:
@@ -225,7 +261,7 @@ class Stage:
     def _on_tokens(self, peer: PeerId, frame: Tokens) -> None:
         seat = self._seat_for(frame, peer, first=True)
         if seat is not None:
-            self._enqueue(seat, Input(frame.position, len(frame.ids), frame.more, frame.ids, None, ()))
+            self._enqueue(seat, peer, Input(frame.position, len(frame.ids), frame.more, frame.ids, None, ()))
 
     def _on_activations(self, peer: PeerId, frame: Activations) -> None:
         seat = self._seat_for(frame, peer, first=False)
@@ -234,11 +270,13 @@ class Stage:
         spec = seat.shard.spec
         activation = Activation(frame.dtype, (frame.count, spec.hidden_size), frame.data)
         try:
+            if frame.dtype not in DTYPES or len(frame.trace) != seat.open.stage:
+                raise RuleError(f"activations of dtype {frame.dtype!r} after {len(frame.trace)} stages")
             activation.check(spec, frame.dtype, frame.count)
         except RuleError as error:
             self._fail(seat, str(error), culprit=peer)
             return
-        self._enqueue(seat, Input(frame.position, frame.count, frame.more, None, activation, frame.trace))
+        self._enqueue(seat, peer, Input(frame.position, frame.count, frame.more, None, activation, frame.trace))
 
     def _on_drawn(self, peer: PeerId, frame: Drawn) -> None:
         """Stage 0 feeds the token that the last stage drew into the next round."""
@@ -246,22 +284,27 @@ class Stage:
         if seat is None or seat.open.epoch != frame.epoch or seat.open.stage != 0 or seat.drawer != peer:
             return  # this node is the entry of that session, or it is over
         if frame.token not in seat.open.stop_tokens and frame.position + 1 < seat.open.limit:
-            self._enqueue(seat, Input(frame.position, 1, False, (frame.token,), None, ()))
+            self._enqueue(seat, peer, Input(frame.position, 1, False, (frame.token,), None, ()))
 
     def _seat_for(self, frame: Tokens | Activations, peer: PeerId, *, first: bool) -> Seat | None:
-        """The seat that a frame is for; None where it is over, stale, or the frame is not that peer's to send."""
+        """The seat that a frame is for; None where it is over, stale, or the frame is not that peer's to send.
+
+        A forged frame costs its sender nothing: an entry that names the wrong peers could have had it sent.
+        """
         seat = self.seats.get(frame.session)
-        if seat is None or seat.open.epoch != frame.epoch:
-            return None
-        if (seat.open.stage == 0) != first or seat.before != peer:
-            self._network.penalise(peer, FORGED, "sent a frame for a session that is not its own")
+        if seat is None or seat.open.epoch != frame.epoch or (seat.open.stage == 0) != first or seat.before != peer:
             return None
         return seat
 
-    def _enqueue(self, seat: Seat, item: Input) -> None:
+    def _enqueue(self, seat: Seat, peer: PeerId, item: Input) -> None:
         if item.position != seat.expected or item.position + item.count > seat.open.limit:
-            self._fail(seat, f"position {item.position} where {seat.expected} was expected")
+            self._fail(seat, f"position {item.position} where {seat.expected} was expected", culprit=peer)
             return
+        if item.tokens is not None and max(item.tokens) >= seat.shard.spec.vocab_size:
+            self._fail(seat, "a token beyond the vocabulary", culprit=peer)
+            return
+        self._arrivals += 1
+        item.number = self._arrivals
         seat.expected += item.count
         seat.touched = trio.current_time()
         seat.inputs.append(item)
@@ -270,20 +313,27 @@ class Stage:
     # --- compute ---
 
     def _gather(self) -> list[tuple[Seat, Input]]:
-        """At most one input of each session, decode steps before prefill chunks, up to BATCH_TOKENS positions.
+        """At most one input of each session: the oldest, then small ones before large, up to BATCH_TOKENS positions.
 
-        All of a batch run over the same units of one shard: sessions whose routes cut it elsewhere get their own.
+        All of a batch run over the same units of one shard as the oldest: sessions whose routes cut it elsewhere get
+        their own. What is bound for a peer that is slow to take it waits here.
         """
-        waiting = sorted((seat for seat in self.seats.values() if seat.inputs), key=lambda seat: seat.inputs[0].count)
+        ready = [seat for seat in self.seats.values() if seat.inputs and not any(map(self._is_congested, seat.after))]
+        if not ready:
+            return []
+        oldest = min(ready, key=lambda seat: seat.inputs[0].number)
+        together = [seat for seat in ready if seat.span == oldest.span]
+        together.sort(key=lambda seat: (seat is not oldest, seat.inputs[0].count))
         batch: list[tuple[Seat, Input]] = []
         room = BATCH_TOKENS
-        for seat in waiting:
-            if seat.span != waiting[0].span:
-                continue
+        for seat in together:
             if (room := room - seat.inputs[0].count) < 0 and batch:
                 break
             batch.append((seat, seat.inputs.popleft()))
         return batch
+
+    def _is_congested(self, peer: PeerId) -> bool:
+        return self._pipeline.is_congested(peer)
 
     async def _step(self, batch: list[tuple[Seat, Input]]) -> None:
         """Run one batch and send every result to where its session goes next."""
@@ -299,47 +349,65 @@ class Stage:
             for seat, item in batch
         ]
         began = time.perf_counter()
+        for seat, _ in batch:
+            seat.computing = True
         try:
             results = await self._compute.run(shard.step, works)
         except RuleError as error:
             if len(batch) == 1:
                 self._fail(batch[0][0], str(error))
                 return
-            for one in batch:  # find the one whose input is wrong: the others must not suffer for it
-                await self._step([one])
+            for seat, item in batch:  # find the one whose input is wrong: the others must not suffer for it
+                if self._is_seated(seat):
+                    await self._step([(seat, item)])
             return
-        except RuntimeError as error:  # torch's own: out of memory, a lost device
+        except (RuntimeError, MemoryError) as error:  # torch's own: out of memory, a lost device
             log.exception("a step failed")
             for seat, _ in batch:
                 self._fail(seat, f"the step failed: {error}")
             return
+        finally:
+            for seat, _ in batch:
+                seat.computing = False
+                if not self._is_seated(seat):
+                    seat.cache.close()
         spent = int((time.perf_counter() - began) * 1e6)
         if all(item.count == 1 for _, item in batch):
-            layers = max(1, max(seat.leg.last - seat.leg.first for seat, _ in batch))
+            layers = max(1, *(seat.leg.last - seat.leg.first for seat, _ in batch))
             self.layer_us = max(1, round(0.9 * self.layer_us + 0.1 * spent / layers))
         self.tokens_computed += sum(item.count for _, item in batch)
         for (seat, item), result in zip(batch, results, strict=True):
-            if seat.open.session in self.seats:
-                await self._send_on(seat, item, result, spent)
+            if self._is_seated(seat):
+                self._send_on(seat, item, result, spent)
 
-    async def _send_on(self, seat: Seat, item: Input, result: Result, spent: int) -> None:
+    def _send_on(self, seat: Seat, item: Input, result: Result, spent: int) -> None:
         session, epoch = seat.open.session, seat.open.epoch
         frame: Activations | Drawn
         if isinstance(result, Activation):
             following = PeerId(seat.open.route[seat.open.stage + 1].peer)
-            targets, trace = {following}, (*item.trace, (spent, self._microseconds_to(following)))
+            trace = (*item.trace, (spent, self._microseconds_to(following)))
             frame = Activations(session, epoch, item.position, item.count, item.more, result.dtype, result.data, trace)
         elif result is not None:
-            targets, trace = {PeerId(seat.open.route[0].peer), seat.entry}, (*item.trace, (spent, 0))
-            frame = Drawn(session, epoch, item.position + item.count, result.id, trace)
+            frame = Drawn(session, epoch, item.position + item.count, result.id, (*item.trace, (spent, 0)))
         else:
             return  # the last stage has nothing to say about a chunk in the middle of a prompt
-        for target in sorted(targets):
-            try:
-                await self._pipeline.send(target, frame)
-            except PeerError as error:
-                if session in self.seats:
-                    self._fail(seat, f"could not reach {target}: {error}", culprit=target)
+        for target in sorted(seat.after):
+            self._pipeline.post(target, frame, partial(self._on_undelivered, seat, target))
+
+    def _on_undelivered(self, seat: Seat, target: PeerId, error: PeerError) -> None:
+        self._fail(seat, f"could not reach {target}: {error}", culprit=target)
 
     def _microseconds_to(self, peer: PeerId) -> int:
         return round(self._pipeline.round_trip(peer) / 2 * 1e6)
+
+
+def _sampling(request: Open) -> Sampling:
+    return Sampling(request.temperature / MILLION, request.top_p / MILLION, request.seed)
+
+
+def _check_route(route: tuple[Leg, ...], units: int) -> None:
+    """Raise ProtocolViolation unless a route runs over all units of a model, each once, no peer twice."""
+    ends = [-1, *(leg.last for leg in route)]
+    follows = all(end + 1 == leg.first <= leg.last for end, leg in zip(ends[:-1], route, strict=True))
+    if not follows or ends[-1] != units - 1 or len({leg.peer for leg in route}) < len(route):
+        raise ProtocolViolation("a route that does not run over each unit once, or names a peer twice")

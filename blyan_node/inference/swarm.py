@@ -6,17 +6,18 @@ There is no registry: every node folds the same gossip, for itself. Pure: the ti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blyan_node import codec
 from blyan_node.chain.keys import Key, digest, recover
 from blyan_node.errors import RuleError, SignatureError
-from blyan_node.inference.messages import LOADING, SERVING, Heartbeat, Held, Signed
+from blyan_node.inference.messages import SERVING, Heartbeat, Held, Signed
 from blyan_node.p2p.identity import peer_id_of
 from blyan_node.p2p.transport import PeerId
 
 INTERVAL = 5.0
 LIFETIME = 3 * INTERVAL
+MEMORY = 600.0  # seconds for which older words of a silent peer are known as such: its clock may have gone back
 MAX_PEERS = 4096
 DOMAIN = b"blyan/heartbeat/1"
 MAX_SIGNED = 8400
@@ -48,11 +49,16 @@ class Seen:
 
     heartbeat: Heartbeat
     at: float
+    gone: bool = False  # known to have left since
 
     @property
     def peer(self) -> PeerId:
         """Whose it is."""
         return PeerId(self.heartbeat.peer)
+
+    def is_active(self, now: float) -> bool:
+        """Tell whether it still holds."""
+        return not self.gone and now - self.at <= LIFETIME
 
 
 class SwarmView:
@@ -65,10 +71,10 @@ class SwarmView:
         """Take in a verified heartbeat; False where it is older than what is known or there is no room."""
         peer = PeerId(heartbeat.peer)
         known = self._seen.get(peer)
-        if known is not None and known.heartbeat.sequence >= heartbeat.sequence:
+        if known is not None and known.heartbeat.sequence >= heartbeat.sequence and now - known.at <= MEMORY:
             return False
         if known is None and len(self._seen) >= MAX_PEERS:
-            expired = next((old for old, seen in self._seen.items() if now - seen.at > LIFETIME), None)
+            expired = next((old for old, seen in self._seen.items() if not seen.is_active(now)), None)
             if expired is None:
                 return False
             del self._seen[expired]
@@ -79,32 +85,30 @@ class SwarmView:
         """Drop a peer that is known to be gone; its next heartbeat brings it back."""
         if (seen := self._seen.get(peer)) is not None:
             # The sequence stays, so a delayed copy of an old heartbeat cannot revive it.
-            self._seen[peer] = Seen(seen.heartbeat, -LIFETIME * 2)
+            self._seen[peer] = replace(seen, gone=True)
 
     def active(self, now: float) -> dict[PeerId, Seen]:
         """The peers heard within LIFETIME, in the order of their ids."""
-        return {peer: seen for peer, seen in sorted(self._seen.items()) if now - seen.at <= LIFETIME}
+        return {peer: seen for peer, seen in sorted(self._seen.items()) if seen.is_active(now)}
 
     def is_active(self, peer: PeerId, now: float) -> bool:
-        """Was this peer heard within LIFETIME?"""
+        """Tell whether this peer was heard within LIFETIME."""
         seen = self._seen.get(peer)
-        return seen is not None and now - seen.at <= LIFETIME
+        return seen is not None and seen.is_active(now)
 
-    def addresses(self, peer: PeerId) -> tuple[str, ...]:
-        """Where the peer says that it can be dialled."""
-        seen = self._seen.get(peer)
-        return seen.heartbeat.addresses if seen else ()
+    def holding(self, model: bytes, version: bytes, units: int, now: float) -> Iterator[tuple[Seen, Held]]:
+        """What active peers hold of one version of a model of so many units, loading or served.
 
-    def holding(self, model: bytes, version: bytes, now: float) -> Iterator[tuple[Seen, Held]]:
-        """What active peers hold of one version of a model, loading or served."""
+        A claim to more units than there are is none.
+        """
         for seen in self.active(now).values():
             for held in seen.heartbeat.held:
-                if held.model == model and held.version == version:
+                if held.model == model and held.version == version and held.last < units:
                     yield seen, held
 
-    def serving(self, model: bytes, version: bytes, now: float) -> list[tuple[Seen, Held]]:
-        """What active peers serve of one version of a model."""
-        return [(seen, held) for seen, held in self.holding(model, version, now) if held.state == SERVING]
+    def serving(self, model: bytes, version: bytes, units: int, now: float) -> list[tuple[Seen, Held]]:
+        """What active peers serve of one version of a model of so many units."""
+        return [(seen, held) for seen, held in self.holding(model, version, units, now) if held.state == SERVING]
 
     def storing(self, model: bytes, unit: int, now: float) -> list[PeerId]:
         """The active peers that have a unit on disk."""
@@ -112,22 +116,27 @@ class SwarmView:
             seen.peer
             for seen in self.active(now).values()
             for stored in seen.heartbeat.stored
-            if stored.model == model and unit in units_of(stored.units)
+            if stored.model == model and _has_bit(stored.units, unit)
         ]
+
+    def stored(self, model: bytes, units: int, now: float, *, but: PeerId) -> frozenset[int]:
+        """Those of a model's units that some active peer other than ``but`` has on disk."""
+        bits = 0
+        for seen in self.active(now).values():
+            for stored in seen.heartbeat.stored:
+                if stored.model == model and seen.peer != but:
+                    bits |= int.from_bytes(stored.units, "little")
+        return frozenset(unit for unit in range(units) if bits >> unit & 1)
 
     def missing(self, model: bytes, version: bytes, units: int, now: float) -> list[int]:
         """The units that nobody serves."""
-        served = {unit for _, held in self.serving(model, version, now) for unit in range(held.first, held.last + 1)}
+        claims = self.serving(model, version, units, now)
+        served = {unit for _, held in claims for unit in range(held.first, held.last + 1)}
         return [unit for unit in range(units) if unit not in served]
 
-    def intending(self, model: bytes, version: bytes, now: float) -> list[tuple[Seen, Held]]:
-        """What active peers are loading of one version of a model."""
-        return [(seen, held) for seen, held in self.holding(model, version, now) if held.state == LOADING]
 
-
-def units_of(bits: bytes) -> frozenset[int]:
-    """The units whose bit is set."""
-    return frozenset(8 * byte + bit for byte, value in enumerate(bits) for bit in range(8) if value >> bit & 1)
+def _has_bit(bits: bytes, index: int) -> bool:
+    return index < 8 * len(bits) and bool(bits[index // 8] >> index % 8 & 1)
 
 
 def bits_of(units: frozenset[int]) -> bytes:

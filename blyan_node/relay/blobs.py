@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 
 import trio
 
-from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.blobs import BlobStore, chunk_count
 from blyan_node.chain.records import BlobRef
-from blyan_node.errors import IntegrityError, PeerError, Refused, StoreError
+from blyan_node.errors import IntegrityError, PeerError, ProtocolViolation, Refused, StoreError, Unreachable
 from blyan_node.p2p import rpc
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network, PeerId
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 PER_PEER = 2  # requests under way to one peer: one on the wire while the other is verified and written
 SOURCES = 4  # peers that one blob is fetched from at once
 BAD_CHUNK = 50
-PATIENCE = 1.0  # seconds between looks for somebody who has the blob
+LOOK_AGAIN = 1.0  # seconds between looks for somebody who has the blob
+SLOW = 5.0  # seconds for one chunk before another peer is asked; doubles while nobody is faster
 
 Providers = Callable[[], list[PeerId]]
 
@@ -46,14 +48,28 @@ class BlobExchange:
         ref = BlobRef(request.root, request.size)
         if not self.blobs.has(ref):
             raise Refused("that blob is not here")
-        data, proof = await self._disk.run(self.blobs.get_chunk, ref, request.index)
+        if request.index >= chunk_count(ref):
+            raise ProtocolViolation(f"asked for chunk {request.index} of a blob of {chunk_count(ref)}")
+        try:
+            data, proof = await self._disk.run(self.blobs.get_chunk, ref, request.index)
+        except (IntegrityError, StoreError) as error:  # our disk's fault, not the asker's
+            log.error("cannot read a chunk that a peer asked for: %s", error)
+            raise Refused("that chunk is unreadable here") from error
         return Chunk(data, tuple(proof))
 
-    async def fetch(self, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None] = _nothing) -> None:
+    async def fetch(
+        self,
+        ref: BlobRef,
+        providers: Providers,
+        on_chunk: Callable[[int], None] = _nothing,
+        *,
+        patience: float = math.inf,
+    ) -> None:
         """Bring a blob here, from the peers that ``providers`` names, waiting while there are none.
 
         Two callers that want the same blob share one fetch. A peer that sends a wrong chunk loses points and is not
-        asked again. ``on_chunk`` is told the bytes of each chunk that arrived. Raises DiskFull.
+        asked again. ``on_chunk`` is told the bytes of each chunk that arrived. Raises Unreachable where none came for
+        ``patience`` seconds, DiskFull or StoreError, IntegrityError where the chunks do not add up.
         """
         while not self.blobs.has(ref):
             if (other := self._fetching.get(ref.root)) is not None:
@@ -61,9 +77,13 @@ class BlobExchange:
                 continue
             self._fetching[ref.root] = trio.Event()
             try:
-                await _Fetch(self, ref, providers, on_chunk).run()
+                await _Fetch(self, ref, providers, on_chunk, patience).run()
             finally:
                 self._fetching.pop(ref.root).set()
+
+    def others(self, providers: Providers) -> list[PeerId]:
+        """The providers without this node itself."""
+        return [peer for peer in providers() if peer != self._network.peer_id]
 
     async def chunk_from(self, peer: PeerId, ref: BlobRef, index: int) -> int:
         """Fetch, verify and write one chunk; return its size in bytes."""
@@ -85,20 +105,29 @@ class _Fetch:
     """One blob on its way: chunks still wanted, peers that failed."""
 
     def __init__(
-        self, exchange: BlobExchange, ref: BlobRef, providers: Providers, on_chunk: Callable[[int], None]
+        self,
+        exchange: BlobExchange,
+        ref: BlobRef,
+        providers: Providers,
+        on_chunk: Callable[[int], None],
+        patience: float,
     ) -> None:
         self._exchange, self._ref, self._providers, self._on_chunk = exchange, ref, providers, on_chunk
         self._wanted: deque[int] = deque()
         self._failed: set[PeerId] = set()
+        self._patience, self._progress_at = patience, trio.current_time()
+        self._slow = SLOW
         self._disk_fault: StoreError | None = None
 
     async def run(self) -> None:
         while wanted := await self._exchange.missing(self._ref):
+            if trio.current_time() - self._progress_at > self._patience:
+                raise Unreachable(f"nobody brought blob {self._ref.root.hex()[:16]}: {len(wanted)} chunks are missing")
             self._wanted = deque(wanted)
-            sources = [peer for peer in self._providers() if peer not in self._failed][:SOURCES]
+            sources = [peer for peer in self._exchange.others(self._providers) if peer not in self._failed][:SOURCES]
             if not sources:
                 self._failed.clear()  # a peer may have come back; a bad one is kept out by its score
-                await trio.sleep(PATIENCE)
+                await trio.sleep(LOOK_AGAIN)
                 continue
             async with trio.open_nursery() as nursery:
                 for peer in sources:
@@ -112,7 +141,15 @@ class _Fetch:
         while self._wanted and peer not in self._failed and self._disk_fault is None:
             index = self._wanted.popleft()
             try:
-                self._on_chunk(await self._exchange.chunk_from(peer, self._ref, index))
+                with trio.fail_after(self._slow):
+                    size = await self._exchange.chunk_from(peer, self._ref, index)
+                self._progress_at = trio.current_time()
+                self._on_chunk(size)
+            except trio.TooSlowError:
+                log.info("chunk %d of blob %s: %s is slow", index, self._ref.root.hex()[:16], peer)
+                self._slow = min(2 * self._slow, GET_CHUNK.timeout)  # it may be the link, not the peer
+                self._failed.add(peer)
+                self._wanted.append(index)
             except (PeerError, IntegrityError) as error:
                 log.info("chunk %d of blob %s from %s: %s", index, self._ref.root.hex()[:16], peer, error)
                 self._failed.add(peer)

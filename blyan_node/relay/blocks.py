@@ -11,15 +11,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import trio
 
 from blyan_node.chain.block import Block, decode_block
-from blyan_node.chain.keys import Key
+from blyan_node.chain.keys import Key, show_address
 from blyan_node.chain.records import Record
 from blyan_node.chain.replica import Accepted, Known, Orphan, Replica, Surplus
 from blyan_node.chain.rules import check_in_isolation
-from blyan_node.errors import PeerError, ProtocolViolation, Refused, RuleError
+from blyan_node.errors import ConfigError, PeerError, ProtocolViolation, RuleError, StoreError
 from blyan_node.p2p import rpc
 from blyan_node.p2p.transport import Network, PeerChange, PeerId
 from blyan_node.pulse import Pulse
@@ -45,6 +46,13 @@ STATUS_EVERY = 10.0
 SHALLOW = 4  # rounds of fetching parents by id before paging by height
 PAGE = 512  # blocks in one answer, where they are small
 BAD_BLOCK = 25  # points: four invalid blocks and the peer is out
+FOREIGN = 100  # points: a peer of another network is refused for a while, lest both dial each other for ever
+FAREWELL = 1.0  # seconds in which a peer of another network may find out the same
+AGAIN = 1.0  # seconds before a neighbour is asked again that failed, or named heads that it did not send
+DISK_AGAIN = 10.0  # seconds before blocks are fetched again that could not be stored
+BARREN = 16  # pages with orphans, read from the very beginning, after which a neighbour has withheld their parents
+BREATH = 16  # blocks accepted before other tasks get their turn
+COMPARE = 30.0  # seconds that a first block of our own waits for the chains of new neighbours
 
 
 class Relay:
@@ -54,7 +62,9 @@ class Relay:
         self.network, self.replica, self._key, self._disk = network, replica, key, disk
         self.changed = Pulse()
         self._heads_of: dict[PeerId, Status] = {}
-        self._wakes: dict[PeerId, Pulse] = {}
+        self._wakes: dict[PeerId, Pulse] = {}  # of the neighbours that are followed
+        self._compared: set[PeerId] = set()  # those of them whose chain has been read, or could not be
+        self._settled = Pulse()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and follow until cancelled."""
@@ -69,12 +79,25 @@ class Relay:
             nursery.start_soon(self._follow_neighbours, changes, nursery)
             task_status.started()
             async for message in gossip:
-                self._take(message.data, message.origin)
+                try:
+                    if self._take(message.data, message.origin):
+                        self._wake(message.origin)
+                except StoreError as error:
+                    log.error("cannot store a block: %s", error)  # comparing heads will bring it again
 
     # --- a block of our own ---
 
     async def publish(self, records: Sequence[Record], *, chain: str, type: str) -> Block:
-        """Put records into a block of our own and send it out. When this returns, it survives a loss of power."""
+        """Put records into a block of our own and send it out. When this returns, it survives a loss of power.
+
+        First hears what the neighbours have: after a lost disk they know blocks of ours, and a second one in the same
+        place would end this key. Raises ConfigError where the key may not write, LocalError, StoreError.
+        """
+        self.check_bonded()
+        with trio.move_on_after(COMPARE):
+            while seen := self._wakes.keys() - self._compared:
+                log.info("hearing what %d neighbours have before a block is written", len(seen))
+                await self._settled.after(self._settled.count)
         now_ms = time.time_ns() // 1_000_000
         block = self.replica.author(self._key, tuple(records), chain=chain, type=type, now_ms=now_ms)
         await self._disk.run(self.replica.flush)
@@ -82,6 +105,14 @@ class Relay:
         if len(block.raw) <= GOSSIPED:
             await self.network.publish(TOPIC, block.raw)
         return block
+
+    def check_bonded(self) -> None:
+        """Raise ConfigError, with what to do, where this node's key may not write blocks."""
+        if self._key.address not in self.replica.genesis.bonded:
+            raise ConfigError(
+                f"{show_address(self._key.address)} is not bonded on this network and cannot write blocks: "
+                "publish from a node that is, or be named in the genesis"
+            )
 
     # --- a block of somebody else's ---
 
@@ -116,7 +147,6 @@ class Relay:
             case Known() | Surplus():
                 return ()
             case Orphan(missing=missing):
-                self._wake(source)
                 return missing
 
     def _notify(self) -> None:
@@ -135,26 +165,52 @@ class Relay:
         async for change in changes:
             if change.connected and change.peer not in scopes:
                 scopes[change.peer] = scope = trio.CancelScope()
-                self._wakes[change.peer] = Pulse()
-                nursery.start_soon(self._follow, change.peer, scope)
+                self._wakes[change.peer] = wake = Pulse()
+                nursery.start_soon(self._follow, change.peer, scope, wake)
             elif not change.connected and change.peer in scopes:
                 scopes.pop(change.peer).cancel()
                 del self._wakes[change.peer]
                 self._heads_of.pop(change.peer, None)
+                self._compared.discard(change.peer)
+                self._settled.beat()
 
-    async def _follow(self, peer: PeerId, scope: trio.CancelScope) -> None:
+    async def _follow(self, peer: PeerId, scope: trio.CancelScope, wake: Pulse) -> None:
         """Tell a neighbour our heads, hear its own, and fetch what we lack: now, on every change, every ten seconds."""
-        wake = self._wakes[peer]
         with scope:
             while True:
                 seen = wake.count
-                try:
-                    self._hear(peer, await rpc.call(self.network, peer, STATUS, self.status()))
-                    await self._pull(peer)
-                except (PeerError, RuleError) as error:
-                    log.info("could not compare chains with %s: %s", peer, error)
-                    await trio.sleep(1)  # a neighbour that fails at once must not be asked in a tight loop
+                pause = await self._compare(peer)
+                self._compared.add(peer)
+                self._settled.beat()
+                await trio.sleep(pause)
                 await wake.after(seen, most=STATUS_EVERY)
+
+    async def _compare(self, peer: PeerId) -> float:
+        """Compare chains with a neighbour once; return the seconds to wait at least before the next time."""
+        try:
+            status = await rpc.call(self.network, peer, STATUS, self.status())
+            if status.network != self.replica.genesis.network:
+                await self._part_from(peer, status.network)
+                return STATUS_EVERY
+            self._heads_of[peer] = status
+            await self._pull(peer)
+        except (PeerError, RuleError) as error:
+            log.info("could not compare chains with %s: %s", peer, error)
+            return AGAIN
+        except StoreError as error:
+            log.error("cannot store the blocks of %s: %s", peer, error)
+            return DISK_AGAIN
+        return AGAIN if self._lacking(peer) else 0.0
+
+    async def _part_from(self, peer: PeerId, network: bytes) -> None:
+        """Two honest nodes of different networks say so, and leave each other alone for a while."""
+        log.warning(
+            "%s is of network %s, this node of %s: parting. To join that one, start with its genesis or invite and a "
+            "data directory of its own",
+            peer, network.hex()[:16], self.replica.genesis.network.hex()[:16],
+        )  # fmt: skip
+        await trio.sleep(FAREWELL)
+        self.network.penalise(peer, FOREIGN, "is of another network")
 
     def status(self) -> Status:
         """What this replica holds."""
@@ -165,15 +221,6 @@ class Relay:
     def neighbours_status(self) -> dict[PeerId, Status]:
         """The newest word of each neighbour about its replica."""
         return dict(self._heads_of)
-
-    def _hear(self, peer: PeerId, status: Status) -> None:
-        if status.network != (network := self.replica.genesis.network):
-            self.network.penalise(peer, 100, "is of another network")
-            raise Refused(
-                f"this is network {network.hex()[:16]}, yours is {status.network.hex()[:16]}: "
-                "start with the genesis or the invite of this network"
-            )
-        self._heads_of[peer] = status
 
     def _lacking(self, peer: PeerId) -> list[bytes]:
         status = self._heads_of.get(peer)
@@ -187,7 +234,7 @@ class Relay:
                 break
             ids = tuple(wanted.popleft() for _ in range(min(len(wanted), MAX_IDS)))
             answer = await rpc.call(self.network, peer, GET_BLOCKS, GetBlocks(ids))
-            missing = self._take_all(answer, peer)
+            missing = await self._take_all(answer, peer)
             wanted.extend(id for id in dict.fromkeys(missing) if self.replica.wants(id) and id not in wanted)
         if self._lacking(peer):
             await self._page(peer)
@@ -197,39 +244,49 @@ class Relay:
 
         That height is found by stepping back, doubling, until a page brings no orphan.
         """
-        back, height = 16, max(0, self.replica.height() - 16)
+        back, height, barren = 16, max(0, self.replica.height() - 16), 0
         cursor = (height, bytes(32))
         while True:
             page = await rpc.call(self.network, peer, GET_AFTER, GetAfter(*cursor))
             if not page.blocks:
                 return
-            if self._take_all(page, peer) and height > 0:
-                back *= 2
-                height = max(0, height - back)
-                cursor = (height, bytes(32))
-                continue
+            if await self._take_all(page, peer):
+                if height > 0:
+                    back *= 2
+                    height = max(0, height - back)
+                    cursor = (height, bytes(32))
+                    continue
+                # From here on every parent comes first, except of an equivocator's branch that was not kept.
+                if (barren := barren + 1) > BARREN:
+                    raise ProtocolViolation("sent blocks without their parents")
             last = decode_block(page.blocks[-1])
             if (last.height, last.id) <= cursor:
                 raise ProtocolViolation("sent blocks that do not follow what was asked for")
             cursor = (last.height, last.id)
 
-    def _take_all(self, page: Blocks, peer: PeerId) -> list[bytes]:
-        return [missing for raw in page.blocks for missing in self._take(raw, peer)]
+    async def _take_all(self, page: Blocks, peer: PeerId) -> list[bytes]:
+        """Accept blocks one by one; return the ids of parents that are missing."""
+        missing: list[bytes] = []
+        for number, raw in enumerate(page.blocks):
+            missing.extend(self._take(raw, peer))
+            if number % BREATH == BREATH - 1:
+                await trio.lowlevel.checkpoint()
+        return missing
 
     # --- answering ---
 
     async def _on_status(self, peer: PeerId, status: Status) -> Status:
-        self._hear(peer, status)
-        if self._lacking(peer):
-            self._wake(peer)
+        if status.network == self.replica.genesis.network and peer in self._wakes:
+            self._heads_of[peer] = status
+            if self._lacking(peer):
+                self._wake(peer)
         return self.status()
 
     async def _on_get_blocks(self, _peer: PeerId, request: GetBlocks) -> Blocks:
         return Blocks(_fitting(raw for id in request.ids if (raw := self.replica.get(id)) is not None))
 
     async def _on_get_after(self, _peer: PeerId, request: GetAfter) -> Blocks:
-        found = self.replica.blocks(after=(request.height, request.id), limit=PAGE)
-        return Blocks(_fitting(block.raw for block in found))
+        return Blocks(_fitting(islice(self.replica.encoded(after=(request.height, request.id)), PAGE)))
 
 
 def _fitting(blocks: Iterable[bytes]) -> tuple[bytes, ...]:
