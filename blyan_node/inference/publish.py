@@ -9,6 +9,7 @@ from pathlib import Path
 from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.keys import Key
 from blyan_node.chain.records import BlobRef, Layer, Manifest, make_record
+from blyan_node.chain.replica import Replica
 from blyan_node.errors import RequestError
 from blyan_node.inference.generation import Progress
 from blyan_node.model.hub import PREFIX, fetch_hub
@@ -25,8 +26,10 @@ async def publish_model(
     """Import a GGUF file, a Hugging Face directory or ``hf:REPO`` and publish it; yield progress, a step per unit.
 
     The blobs are on disk before the first record leaves, so a reader of the chain never waits for what nobody has.
-    Importing the same file again adds no second copy of its blobs. Raises CheckpointError, DiskFull.
+    Importing the same file under the same name again publishes only what is missing: after an interruption the rest,
+    else nothing. Raises CheckpointError, DiskFull, ConfigError where this node may not write blocks.
     """
+    relay.check_bonded()
     name = name or Path(source.removeprefix(PREFIX)).stem
     if not 0 < len(name.encode()) <= MAX_NAME:
         raise RequestError(f"a model's name has 1 to {MAX_NAME} bytes: give another with --name", param="name")
@@ -44,13 +47,32 @@ async def publish_model(
         yield Progress(f"storing {unit}", index, len(units))
         refs.append(await disk.run(_store, checkpoint, unit, blobs))
     yield Progress("publishing", len(units), len(units))
-    network, nonce = relay.replica.genesis.network, relay.replica.catalog().next_nonce(key.address)
-    manifest = make_record(key, network, Manifest(name, checkpoint.spec.to_json(), units, tokenizer), nonce=nonce)
-    await relay.publish([manifest], chain="A", type="manifest")
+    manifest = Manifest(name, checkpoint.spec.to_json(), units, tokenizer)
+    if (model := _published(relay.replica, key, manifest, refs)) is None:
+        model = await _publish(relay, key, manifest, chain="A", type="manifest")
     for index, ref in enumerate(refs):
-        record = make_record(key, network, Layer(manifest.id, index, ref), nonce=nonce + 1 + index)
-        await relay.publish([record], chain="B", type="layer")
+        entry = relay.replica.catalog().model(model)
+        if entry is None or entry.layers.get(index) != ref:
+            await _publish(relay, key, Layer(model, index, ref), chain="B", type="layer")
     yield Progress("published", len(units), len(units))
+
+
+def _published(replica: Replica, key: Key, manifest: Manifest, refs: list[BlobRef]) -> bytes | None:
+    """The id of the same model, whole or in part, as this key published it before."""
+    for model in reversed(replica.catalog().models()):
+        same = Manifest(model.name, model.spec, model.units, model.tokenizer) == manifest
+        if same and model.owner == key.address and all(refs[unit] == ref for unit, ref in model.layers.items()):
+            return model.id
+    return None
+
+
+async def _publish(relay: Relay, key: Key, arguments: Manifest | Layer, *, chain: str, type: str) -> bytes:
+    """Sign a record with the next nonce, put it into a block of its own, and return its id."""
+    async with relay.writing:
+        nonce = relay.replica.catalog().next_nonce(key.address)
+        record = make_record(key, relay.replica.genesis.network, arguments, nonce=nonce)
+        await relay.publish([record], chain=chain, type=type)
+        return record.id
 
 
 def _store(checkpoint: Checkpoint, unit: str, blobs: BlobStore) -> BlobRef:

@@ -61,6 +61,8 @@ class Relay:
     def __init__(self, network: Network, replica: Replica, key: Key, disk: Lane) -> None:
         self.network, self.replica, self._key, self._disk = network, replica, key, disk
         self.changed = Pulse()
+        self.writing = trio.Lock()
+        """To be held from the reading of a nonce until the record that takes it is published."""
         self._heads_of: dict[PeerId, Status] = {}
         self._wakes: dict[PeerId, Pulse] = {}  # of the neighbours that are followed
         self._compared: set[PeerId] = set()  # those of them whose chain has been read, or could not be
