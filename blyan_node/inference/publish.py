@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.keys import Key
 from blyan_node.chain.records import BlobRef, Layer, Manifest, make_record
 from blyan_node.chain.replica import Replica
@@ -48,31 +49,30 @@ async def publish_model(
         refs.append(await disk.run(_store, checkpoint, unit, blobs))
     yield Progress("publishing", len(units), len(units))
     manifest = Manifest(name, checkpoint.spec.to_json(), units, tokenizer)
-    if (model := _published(relay.replica, key, manifest, refs)) is None:
-        model = await _publish(relay, key, manifest, chain="A", type="manifest")
-    for index, ref in enumerate(refs):
-        entry = relay.replica.catalog().model(model)
-        if entry is None or entry.layers.get(index) != ref:
-            await _publish(relay, key, Layer(model, index, ref), chain="B", type="layer")
+    async with relay.writing:
+        known = _published(relay.replica, key, manifest, refs)
+        model = known.id if known else await _publish(relay, key, manifest, chain="A", type="manifest")
+        for index, ref in enumerate(refs):
+            if known is None or index not in known.layers:
+                await _publish(relay, key, Layer(model, index, ref), chain="B", type="layer")
     yield Progress("published", len(units), len(units))
 
 
-def _published(replica: Replica, key: Key, manifest: Manifest, refs: list[BlobRef]) -> bytes | None:
-    """The id of the same model, whole or in part, as this key published it before."""
+def _published(replica: Replica, key: Key, manifest: Manifest, refs: list[BlobRef]) -> ModelEntry | None:
+    """The same model, whole or in part, as this key published it before."""
     for model in reversed(replica.catalog().models()):
         same = Manifest(model.name, model.spec, model.units, model.tokenizer) == manifest
         if same and model.owner == key.address and all(refs[unit] == ref for unit, ref in model.layers.items()):
-            return model.id
+            return model
     return None
 
 
 async def _publish(relay: Relay, key: Key, arguments: Manifest | Layer, *, chain: str, type: str) -> bytes:
     """Sign a record with the next nonce, put it into a block of its own, and return its id."""
-    async with relay.writing:
-        nonce = relay.replica.catalog().next_nonce(key.address)
-        record = make_record(key, relay.replica.genesis.network, arguments, nonce=nonce)
-        await relay.publish([record], chain=chain, type=type)
-        return record.id
+    nonce = relay.replica.catalog().next_nonce(key.address)
+    record = make_record(key, relay.replica.genesis.network, arguments, nonce=nonce)
+    await relay.publish([record], chain=chain, type=type)
+    return record.id
 
 
 def _store(checkpoint: Checkpoint, unit: str, blobs: BlobStore) -> BlobRef:

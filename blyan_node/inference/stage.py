@@ -199,6 +199,9 @@ class Stage:
             cache = loaded.shard.open(request.session, request.limit, leg.first, leg.last)
         except (RuleError, Overloaded) as error:
             raise Refused(str(error)) from error
+        except (RuntimeError, MemoryError) as error:  # torch's own
+            log.error("no memory for a cache of %d tokens: %s", request.limit, error)
+            raise Refused("there is no memory for this session") from error
         self.seats[request.session] = Seat(request, peer, loaded.shard, cache, touched=trio.current_time())
         return Opened(request.epoch)
 

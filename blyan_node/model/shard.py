@@ -145,15 +145,13 @@ class Shard:
             raise RuleError(f"a session of {capacity} tokens, where the model's context is {self.spec.context_length}")
         if capacity > self._free:
             raise Overloaded(f"the cache has room for {self._free} tokens, not for {capacity}; try again later")
-        self._free -= capacity
-        self._sessions.add(session)
 
         def give_back() -> None:
             self._free += capacity
             self._sessions.remove(session)
 
         units = self.spec.units
-        return Cache(
+        cache = Cache(
             first=first,
             last=last,
             skipped=_count_layers(units[self.first : first]),
@@ -165,6 +163,9 @@ class Shard:
             device=self.device,
             on_close=give_back,
         )
+        self._free -= capacity  # not before the memory is there
+        self._sessions.add(session)
+        return cache
 
     def free_tokens(self) -> int:
         """How many more tokens sessions may reserve."""

@@ -62,7 +62,7 @@ class Relay:
         self.network, self.replica, self._key, self._disk = network, replica, key, disk
         self.changed = Pulse()
         self.writing = trio.Lock()
-        """To be held from the reading of a nonce until the record that takes it is published."""
+        """To be held by whoever publishes records, from the look at what is there to the last of them."""
         self._heads_of: dict[PeerId, Status] = {}
         self._wakes: dict[PeerId, Pulse] = {}  # of the neighbours that are followed
         self._compared: set[PeerId] = set()  # those of them whose chain has been read, or could not be

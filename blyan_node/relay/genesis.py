@@ -9,7 +9,7 @@ import trio
 
 from blyan_node.chain.genesis import Genesis, parse_genesis
 from blyan_node.codec import Size
-from blyan_node.errors import LocalError, PeerError, Unreachable
+from blyan_node.errors import ConfigError, LocalError, PeerError, ProtocolViolation, Unreachable
 from blyan_node.p2p import rpc
 from blyan_node.p2p.rpc import Method
 from blyan_node.p2p.transport import Network, PeerId
@@ -58,8 +58,15 @@ async def fetch_genesis(network: Network, bootstrap: tuple[str, ...]) -> Genesis
                 try:
                     peer = await network.connect(address)
                     answer = await rpc.call(network, peer, GET_GENESIS, GetGenesis())
-                    return parse_genesis(answer.toml)
+                    return _parse(peer, answer.toml)
                 except PeerError as error:
                     problem = error
             await trio.sleep(1)
     raise LocalError(f"no bootstrap peer told its network ({problem}); check the --bootstrap addresses") from problem
+
+
+def _parse(peer: PeerId, text: str) -> Genesis:
+    try:
+        return parse_genesis(text)
+    except ConfigError as error:
+        raise ProtocolViolation(f"{peer} sent no genesis: {error}") from error

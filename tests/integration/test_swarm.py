@@ -138,6 +138,7 @@ async def test_cancelling_frees_the_seats_on_every_stage(
         members = await started(swarm, 3, memory_limit=QUARTER)
         await publish(members[0], checkpoint)
         await until(lambda: all(is_covered(member) for member in members))
+        await until(lambda: all(member.service.stage.loaded for member in members))
         free = [member.service.stage.loaded.shard.free_tokens() for member in members if member.service.stage.loaded]
         async with members[1].service.generate(Generate("on and on", max_tokens=400)) as stream:
             async for event in stream:

@@ -256,6 +256,20 @@ async def drop(villain: Villain) -> None:
     await villain.network.disconnect(villain.target)
 
 
+async def test_a_session_that_memory_has_no_room_for_is_refused(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_settings: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        with monkeypatch.context() as patch:
+            patch.setattr("blyan_node.model.shard.Cache", fail)
+            with pytest.raises(Refused, match="no memory"):
+                await villain.open(villain.opening())
+        assert not victim.service.stage.seats
+
+
 # --- frames ---
 
 

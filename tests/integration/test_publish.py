@@ -1,0 +1,98 @@
+"""A model's way onto the chain: once is enough, an interruption can be made good, two at once do not mix."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from blyan_node.errors import ConfigError, RequestError
+from blyan_node.inference.generation import Generate, Sampling
+from tests.support.models import tiny_checkpoint
+from tests.support.swarm_net import Member, ask, open_swarm, publish, until
+
+BLOCKS = 1 + 6
+
+
+@asynccontextmanager
+async def lone_node(folder: Path) -> AsyncIterator[tuple[Member, Path]]:
+    checkpoint = tiny_checkpoint(folder / "checkpoint")
+    async with open_swarm(folder) as swarm:
+        yield await swarm.start(0), checkpoint
+
+
+def count(node: Member) -> int:
+    return node.service.relay.replica.count()
+
+
+async def test_what_is_published_is_not_published_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with lone_node(tmp_path) as (node, checkpoint):
+        await publish(node, checkpoint)
+        await publish(node, checkpoint)
+        assert count(node) == BLOCKS
+        await publish(node, checkpoint, "by another name")
+        assert count(node) == 2 * BLOCKS
+        assert [model.name for model in node.service.library.models()] == ["tiny", "by another name"]
+
+
+async def test_an_interrupted_import_is_completed_by_the_next(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with lone_node(tmp_path) as (node, checkpoint):
+        real = node.service.relay.publish
+        with trio.CancelScope() as scope:
+
+            async def some(*args: object, **settings: object) -> object:
+                if count(node) == 3:
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                return await real(*args, **settings)  # type: ignore[arg-type]
+
+            node.service.relay.publish = some  # type: ignore[assignment, method-assign]
+            await publish(node, checkpoint)
+        node.service.relay.publish = real  # type: ignore[method-assign]
+        assert scope.cancelled_caught
+        assert node.service.library.models() == ()
+        assert [model.complete for model in node.service.status().models] == [False]
+        await publish(node, checkpoint)
+        assert count(node) == BLOCKS
+        await until(lambda: node.service.ready() is None)
+
+
+async def test_two_imports_at_once_both_succeed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with lone_node(tmp_path) as (node, checkpoint):
+        other = tiny_checkpoint(tmp_path / "other", seed=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, node, checkpoint)
+            nursery.start_soon(publish, node, other, "other")
+            nursery.start_soon(publish, node, checkpoint)
+        assert sorted(model.name for model in node.service.library.models()) == ["other", "tiny"]
+        assert all(model.complete for model in node.service.status().models)
+
+
+async def test_a_newer_model_of_the_same_name_waits_until_it_is_served(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with lone_node(tmp_path) as (node, checkpoint):
+        await publish(node, checkpoint)
+        await until(lambda: node.service.ready() is None)
+        await publish(node, tiny_checkpoint(tmp_path / "newer", seed=1))
+        assert len(node.service.library.models()) == 2
+        await ask(node, Generate("the sea", max_tokens=2, sampling=Sampling(temperature=0)))
+
+
+async def test_who_may_not_write_is_told_before_the_work(tmp_path: Path, autojump_clock: MockClock) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
+    async with open_swarm(tmp_path, bonded=1) as swarm:
+        stranger = await swarm.start(5)
+        with pytest.raises(ConfigError, match="not bonded"):
+            await publish(stranger, checkpoint)
+        assert stranger.service.exchange.blobs.refs() == ()
+
+
+async def test_names_are_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with lone_node(tmp_path) as (node, checkpoint):
+        with pytest.raises(RequestError, match="name"):
+            await publish(node, checkpoint, "x" * 65)
