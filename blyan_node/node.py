@@ -9,7 +9,9 @@ import logging
 import os
 import signal
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -42,6 +44,8 @@ from blyan_node.relay.genesis import fetch_genesis, serve_genesis
 from blyan_node.service import NodeService
 from blyan_node.worker import Workers, open_workers
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
@@ -54,7 +58,7 @@ def run(config: NodeConfig) -> None:
 
 
 async def _main(config: NodeConfig) -> None:
-    with open_data_dir(config.data_dir) as data:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, open_data_dir(config.data_dir) as data:
         key = load_or_create_key(data.key)
         configure(config.threads)
         async with (
@@ -62,9 +66,11 @@ async def _main(config: NodeConfig) -> None:
             open_host(key.secret, listen=config.listen, announce=config.announce) as network,
         ):
             start_logging(level=config.log_level, form=config.log_format, node=f"…{network.peer_id[-6:]}")
-            genesis = await _genesis(config, data, key, network)
+            genesis = await _unless_signalled(signals, partial(_genesis, config, data, key, network))
+            if genesis is None:
+                return
             with Replica.open(data.chain, genesis) as replica:
-                await _serve(assemble(config, data, key, replica, network, workers), config, data)
+                await _serve(assemble(config, data, key, replica, network, workers), config, data, signals)
 
 
 def assemble(
@@ -128,7 +134,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
         task_status.started()
 
 
-async def _serve(node: NodeService, config: NodeConfig, data: DataDir) -> None:
+async def _serve(node: NodeService, config: NodeConfig, data: DataDir, signals: AsyncIterator[int]) -> None:
     """Run the parts and the API until a signal comes, then let what is under way end."""
     listener = await open_api_listener(config.api_host, config.api_port)
     access = Access(data.make_token(), frozenset(config.api_names))
@@ -143,7 +149,7 @@ async def _serve(node: NodeService, config: NodeConfig, data: DataDir) -> None:
             log.info(
                 "%s: peers at %s, API at %s", show_address(node.key.address), ", ".join(addresses), api_url(listener)
             )
-            await _signalled()
+            await anext(signals)
             log.info("stopping: telling peers, letting generations end")
             with trio.move_on_after(FINISH):
                 await node.holder.drain()
@@ -154,10 +160,20 @@ async def _serve(node: NodeService, config: NodeConfig, data: DataDir) -> None:
     log.info("stopped")
 
 
-async def _signalled() -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            return
+async def _unless_signalled(signals: AsyncIterator[int], work: Callable[[], Awaitable[T]]) -> T | None:
+    """Do what may take long before the node is up; None where a signal came first."""
+    done: list[T] = []
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await anext(signals)
+            log.info("stopped")
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        done.append(await work())
+        nursery.cancel_scope.cancel()
+    return done[0] if done else None
 
 
 async def _genesis(config: NodeConfig, data: DataDir, key: Key, network: Network) -> Genesis:

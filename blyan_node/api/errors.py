@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from blyan_node.errors import (
     BlyanError,
     CheckpointError,
+    ConfigError,
     DiskFull,
     GenerationFailed,
     ModelUnavailable,
@@ -41,6 +42,7 @@ _KINDS: tuple[tuple[type[BlyanError], int, str, float | None], ...] = (
     (ModelUnavailable, 503, "model_unavailable", 5),
     (Overloaded, 503, "overloaded", 1),
     (GenerationFailed, 502, "generation_failed", None),
+    (ConfigError, 409, "configuration", None),
     (DiskFull, 507, "disk_full", None),
     (PeerError, 502, "peer_failed", None),
     (BlyanError, 500, "internal_error", None),

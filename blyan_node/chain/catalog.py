@@ -78,6 +78,11 @@ class Catalog:
         """Return one model."""
         return self._models.get(id)
 
+    def blobs(self) -> set[BlobRef]:
+        """Return the blobs that the models name, complete or not."""
+        models = self._models.values()
+        return {blob for model in models for blob in (model.tokenizer, *model.layers.values())}
+
     def reason(self, record: bytes) -> str | None:
         """Tell why a record (by id) is ignored; None where it counts or is not known here."""
         return self._reasons.get(record)

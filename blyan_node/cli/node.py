@@ -103,11 +103,8 @@ def _show_status(client: Client) -> None:
         ("address", node["address"]),
         ("network", f"{node['network_name']}  {node['network'][:16]}…"),
         ("listens", ", ".join(node["addresses"])),
-        (
-            "memory",
-            f"{human_size(node['memory_used'])} of {human_size(node['memory_limit'])} for weights and caches"
-            f"  (process: {human_size(node['resident'])})",
-        ),
+        ("memory", f"{human_size(node['memory_used'])} of {human_size(node['memory_limit'])} for weights and caches"),
+        ("process", f"{human_size(node['resident'])} of memory in all"),
         ("weights on disk", f"{human_size(node['disk_used'])} of {human_size(node['disk_limit'])}"),
         ("chain", f"{node['blocks']} blocks, heads {', '.join(head[:12] for head in node['heads'])}"),
         ("sessions", str(node["sessions"])),

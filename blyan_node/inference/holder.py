@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from blyan_node.chain.catalog import ModelEntry
-from blyan_node.chain.records import BlobRef
-from blyan_node.errors import IntegrityError, LocalError, PeerError, RuleError
+from blyan_node.errors import LocalError, PeerError, RuleError
 from blyan_node.inference.heart import LEAST_APART, Heart
 from blyan_node.inference.library import Library
 from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Held
@@ -197,8 +196,7 @@ class Holder:
         await self._exchange.fetch(model.tokenizer, lambda: self._library.holders(model), patience=STALL)
         log.info("have the weights of units %d..%d after %.1f s", span.first, span.last, time.monotonic() - began)
         paths = {name: self._exchange.blobs.path(model.layers[spec.units.index(name)]) for name in needed}
-        refs = [model.layers[spec.units.index(name)] for name in needed]
-        await self._workers.disk.run(self._verify, refs)
+        await self._exchange.verify(model.tokenizer, *(model.layers[spec.units.index(name)] for name in needed))
         layers = sum(unit.startswith("layer.") for unit in spec.units[span.first : span.last + 1])
         size = self._demand(model).size(span)
         shard = await self._workers.compute.run(
@@ -217,14 +215,6 @@ class Holder:
         self._serving = Plan(model, span, SERVING)
         self._announce(self._serving)
         log.info("serving %s..%s of %s", spec.units[span.first], spec.units[span.last], model.name)
-
-    def _verify(self, refs: list[BlobRef]) -> None:
-        for ref in refs:
-            try:
-                self._exchange.blobs.verify(ref)
-            except IntegrityError:
-                self._exchange.blobs.remove(ref)  # what is left of it is worthless: fetch it again
-                raise
 
     async def _fetch_unit(self, model: ModelEntry, unit: int) -> None:
         ref = model.layers[unit]

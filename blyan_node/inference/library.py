@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import trio
 
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.replica import Replica
-from blyan_node.errors import CheckpointError, ModelUnavailable, RequestError, UnknownModel
+from blyan_node.errors import CheckpointError, IntegrityError, ModelUnavailable, RequestError, UnknownModel
 from blyan_node.inference.messages import Stored
 from blyan_node.inference.swarm import SwarmView, bits_of
 from blyan_node.model.spec import ModelSpec
@@ -16,6 +17,8 @@ from blyan_node.model.tokenizer import Tokenizer
 from blyan_node.p2p.transport import PeerId
 from blyan_node.relay.blobs import BlobExchange
 from blyan_node.worker import Lane
+
+log = logging.getLogger(__name__)
 
 MAX_KNOWN = 8
 TOKENIZER_PATIENCE = 20.0
@@ -89,17 +92,28 @@ class Library:
         Raises ModelUnavailable where nobody has the tokenizer, CheckpointError where it is malformed.
         """
         if (known := self._known.pop(model.id, None)) is None:
-            with trio.move_on_after(TOKENIZER_PATIENCE) as waited:
-                await self._exchange.fetch(model.tokenizer, lambda: self.holders(model))
-            if waited.cancelled_caught:
+            with trio.move_on_after(TOKENIZER_PATIENCE):
+                known = await self._learn(model)
+            if known is None:
                 raise ModelUnavailable(f"no active peer has the tokenizer of {model.name}; try again soon")
-            path = self._exchange.blobs.path(model.tokenizer)
-            tokenizer = await self._disk.run(lambda: Tokenizer(path.read_bytes()))
-            known = Known(self.spec(model), tokenizer)
         self._known[model.id] = known  # at the end of the order: the last used is the last to go
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return known
+
+    async def _learn(self, model: ModelEntry) -> Known:
+        """Bring the tokenizer here; one that the disk changed is fetched again."""
+        while True:
+            await self._exchange.fetch(model.tokenizer, lambda: self.holders(model))
+            try:
+                await self._exchange.verify(model.tokenizer)
+            except IntegrityError as error:
+                log.error("fetching the tokenizer of %s again: %s", model.name, error)
+            else:
+                return await self._disk.run(self._read, model)
+
+    def _read(self, model: ModelEntry) -> Known:
+        return Known(self.spec(model), Tokenizer(self._exchange.blobs.path(model.tokenizer).read_bytes()))
 
     def holders(self, model: ModelEntry) -> list[PeerId]:
         """The active peers that have some unit of a model on disk, hence its tokenizer too."""

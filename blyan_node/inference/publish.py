@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 
+import trio
+
 from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.keys import Key
@@ -28,7 +30,8 @@ async def publish_model(
 
     The blobs are on disk before the first record leaves, so a reader of the chain never waits for what nobody has.
     Importing the same file under the same name again publishes only what is missing: after an interruption the rest,
-    else nothing. Raises CheckpointError, DiskFull, ConfigError where this node may not write blocks.
+    else nothing. Of one that fails or is abandoned, only what the chain names stays. Raises CheckpointError, DiskFull,
+    ConfigError where this node may not write blocks.
     """
     relay.check_bonded()
     name = name or Path(source.removeprefix(PREFIX)).stem
@@ -42,19 +45,26 @@ async def publish_model(
     yield Progress("reading the checkpoint", 0, 1)
     checkpoint = await disk.run(open_checkpoint, path)
     units = checkpoint.spec.units
-    tokenizer = await disk.run(blobs.add, [checkpoint.tokenizer])
-    refs: list[BlobRef] = []
-    for index, unit in enumerate(units):
-        yield Progress(f"storing {unit}", index, len(units))
-        refs.append(await disk.run(_store, checkpoint, unit, blobs))
-    yield Progress("publishing", len(units), len(units))
-    manifest = Manifest(name, checkpoint.spec.to_json(), units, tokenizer)
-    async with relay.writing:
-        known = _published(relay.replica, key, manifest, refs)
-        model = known.id if known else await _publish(relay, key, manifest, chain="A", type="manifest")
-        for index, ref in enumerate(refs):
-            if known is None or index not in known.layers:
-                await _publish(relay, key, Layer(model, index, ref), chain="B", type="layer")
+    added: list[BlobRef] = []
+    async with relay.writing:  # imports take turns, so what one throws away is not what another means to publish
+        try:
+            added.append(await disk.run(blobs.add, [checkpoint.tokenizer]))
+            for index, unit in enumerate(units):
+                yield Progress(f"storing {unit}", index, len(units))
+                added.append(await disk.run(_store, checkpoint, unit, blobs))
+            yield Progress("publishing", len(units), len(units))
+            tokenizer, *refs = added
+            manifest = Manifest(name, checkpoint.spec.to_json(), units, tokenizer)
+            known = _published(relay.replica, key, manifest, refs)
+            model = known.id if known else await _publish(relay, key, manifest, chain="A", type="manifest")
+            for index, ref in enumerate(refs):
+                if known is None or index not in known.layers:
+                    await _publish(relay, key, Layer(model, index, ref), chain="B", type="layer")
+        finally:
+            unnamed = set(added) - relay.replica.catalog().blobs()
+            with trio.CancelScope(shield=True):
+                for ref in unnamed:
+                    await disk.run(blobs.remove, ref)
     yield Progress("published", len(units), len(units))
 
 

@@ -24,6 +24,7 @@ PER_PEER = 2  # requests under way to one peer: one on the wire while the other 
 SOURCES = 4  # peers that one blob is fetched from at once
 BAD_CHUNK = 50
 LOOK_AGAIN = 1.0  # seconds between looks for somebody who has the blob
+COMPLAIN_AFTER = 5  # such looks in vain, after which the operator is told
 SLOW = 5.0  # seconds for one chunk before another peer is asked; doubles while nobody is faster
 
 Providers = Callable[[], list[PeerId]]
@@ -96,6 +97,18 @@ class BlobExchange:
             raise
         return len(chunk.data)
 
+    async def verify(self, *refs: BlobRef) -> None:
+        """Read whole blobs and check them. Raises IntegrityError for one that the disk changed, which is then gone."""
+        await self._disk.run(self._verify, refs)
+
+    def _verify(self, refs: tuple[BlobRef, ...]) -> None:
+        for ref in refs:
+            try:
+                self.blobs.verify(ref)
+            except IntegrityError:
+                self.blobs.remove(ref)  # what is left of it is worthless: it has to be fetched again
+                raise
+
     async def missing(self, ref: BlobRef) -> list[int]:
         """The chunks that are not here yet; resumes what an earlier run began."""
         return list(await self._disk.run(self.blobs.missing, ref))
@@ -120,6 +133,7 @@ class _Fetch:
         self._disk_fault: StoreError | None = None
 
     async def run(self) -> None:
+        in_vain = 0
         while wanted := await self._exchange.missing(self._ref):
             if trio.current_time() - self._progress_at > self._patience:
                 raise Unreachable(f"nobody brought blob {self._ref.root.hex()[:16]}: {len(wanted)} chunks are missing")
@@ -127,6 +141,8 @@ class _Fetch:
             sources = [peer for peer in self._exchange.others(self._providers) if peer not in self._failed][:SOURCES]
             if not sources:
                 self._failed.clear()  # a peer may have come back; a bad one is kept out by its score
+                if (in_vain := in_vain + 1) == COMPLAIN_AFTER:
+                    log.warning("there is nobody who has blob %s; waiting for a peer that does", self._ref.root.hex())
                 await trio.sleep(LOOK_AGAIN)
                 continue
             async with trio.open_nursery() as nursery:

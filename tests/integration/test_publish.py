@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from blyan_node.errors import ConfigError, RequestError
+from blyan_node.errors import ConfigError, DiskFull, RequestError
 from blyan_node.inference.generation import Generate, Sampling
 from tests.support.models import tiny_checkpoint
 from tests.support.swarm_net import Member, ask, open_swarm, publish, until
@@ -70,6 +70,33 @@ async def test_two_imports_at_once_both_succeed(tmp_path: Path, autojump_clock: 
             nursery.start_soon(publish, node, checkpoint)
         assert sorted(model.name for model in node.service.library.models()) == ["other", "tiny"]
         assert all(model.complete for model in node.service.status().models)
+
+
+async def test_a_failed_import_leaves_no_weights_behind(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_swarm(tmp_path) as swarm:
+        node = await swarm.start(0, disk_limit=9_000_000)  # bytes: 4 layers take 10 million, one takes 7
+        with pytest.raises(DiskFull):
+            await publish(node, tiny_checkpoint(tmp_path))
+        assert node.service.exchange.blobs.used() == 0
+        await publish(node, tiny_checkpoint(tmp_path, layers=1), "small")
+        await until(lambda: node.service.ready() is None)
+
+
+async def test_of_an_abandoned_import_stays_what_the_chain_names(tmp_path: Path, autojump_clock: MockClock) -> None:
+    one, other = tiny_checkpoint(tmp_path, layers=1), tiny_checkpoint(tmp_path, layers=2)  # the same embedding
+    async with open_swarm(tmp_path) as swarm:
+        node = await swarm.start(0)
+        await publish(node, one, "one")
+        blobs = node.service.exchange.blobs
+        published = blobs.refs()
+        async with node.service.import_model(str(other), "other") as steps:
+            async for step in steps:
+                if step.stage == "storing head":
+                    break
+            assert len(blobs.refs()) > len(published)
+        assert blobs.refs() == published
+        await publish(node, other, "other")
+        await until(lambda: len(node.service.library.models()) == 2)
 
 
 async def test_a_newer_model_of_the_same_name_waits_until_it_is_served(
