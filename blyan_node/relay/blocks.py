@@ -97,8 +97,8 @@ class Relay:
         """
         self.check_bonded()
         with trio.move_on_after(COMPARE):
-            while seen := self._wakes.keys() - self._compared:
-                log.info("hearing what %d neighbours have before a block is written", len(seen))
+            while unheard := self.network.neighbours() - self._compared:
+                log.info("hearing what %d neighbours have before a block is written", len(unheard))
                 await self._settled.after(self._settled.count)
         now_ms = time.time_ns() // 1_000_000
         block = self.replica.author(self._key, tuple(records), chain=chain, type=type, now_ms=now_ms)
