@@ -19,7 +19,8 @@ from blyan_node.inference.heart import LEAST_APART, Heart
 from blyan_node.inference.library import Library
 from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Held
 from blyan_node.inference.placement import Demand, Range, choose, should_move
-from blyan_node.inference.stage import Loaded, Stage
+from blyan_node.inference.seat import Loaded
+from blyan_node.inference.stage import Stage
 from blyan_node.inference.swarm import SwarmView
 from blyan_node.model.shard import Shard
 from blyan_node.p2p.transport import PeerId
@@ -74,7 +75,6 @@ class Holder:
         self._view, self._heart, self._stage, self._workers = view, heart, stage, workers
         self._memory, self._dtype, self._device = memory, dtype, device
         self.plan: Plan | None = None
-        self.fetched_bytes = 0
         self.draining = False
         self._serving: Plan | None = None  # what the loaded shard is
         self._failures: dict[bytes, tuple[int, float]] = {}  # by version: how often, and when it may be tried again
@@ -219,15 +219,12 @@ class Holder:
     async def _fetch_unit(self, model: ModelEntry, unit: int) -> None:
         ref = model.layers[unit]
         if not self._exchange.blobs.has(ref):
-            await self._exchange.fetch(ref, lambda: self._storing(model, unit), self._count, patience=STALL)
+            await self._exchange.fetch(ref, lambda: self._storing(model, unit), patience=STALL)
 
     def _storing(self, model: ModelEntry, unit: int) -> list[PeerId]:
         peers = self._view.storing(model.id, unit, trio.current_time())
         random.shuffle(peers)
         return peers
-
-    def _count(self, size: int) -> None:
-        self.fetched_bytes += size
 
     async def _store_more(self) -> None:
         """Store units beyond those served, so that either side of a split can fill its gaps from disk.

@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from collections import OrderedDict
 from functools import partial
 
 import trio
 
-from blyan_node.errors import Overloaded, PeerError, ProtocolViolation, Refused, RuleError
-from blyan_node.inference.generation import Sampling
+from blyan_node.errors import Overloaded, PeerError, Refused, RuleError
 from blyan_node.inference.messages import (
-    MILLION,
     OPEN,
     Activations,
     Close,
     Drawn,
     Failed,
-    Leg,
     Open,
     Opened,
     Tokens,
 )
 from blyan_node.inference.pipeline import Pipeline
+from blyan_node.inference.seat import Input, Loaded, Seat, check_route, sampling_of
 from blyan_node.model.activation import DTYPES, Activation
-from blyan_node.model.cache import Cache
 from blyan_node.model.sampler import check_sampling
 from blyan_node.model.shard import Result, Shard, Work
 from blyan_node.p2p import rpc
@@ -48,96 +44,6 @@ SHARE = 3  # times what it leaves free is the most that one peer's sessions may 
 MAX_CLOSED = 4096  # sessions known to have been closed before they were opened
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A shard in memory: units ``first`` to ``last`` inclusive of one version of a model; ``size`` bytes of weights."""
-
-    model: bytes
-    version: bytes
-    first: int
-    last: int
-    shard: Shard
-    size: int
-
-
-@dataclass
-class Input:
-    """What waits to be computed: token ids on stage 0, activations elsewhere."""
-
-    position: int
-    count: int
-    more: bool
-    tokens: tuple[int, ...] | None
-    activation: Activation | None
-    trace: tuple[tuple[int, int], ...]
-    number: int = 0  # in the order of arrival
-
-
-@dataclass
-class Seat:
-    """A session's place here, on the shard that it began on, whatever was loaded since.
-
-    ``inputs`` is bounded by the session's own limit: positions only go forward, up to it.
-    """
-
-    open: Open
-    entry: PeerId
-    shard: Shard
-    cache: Cache
-    expected: int = 0
-    touched: float = 0.0
-    inputs: deque[Input] = field(default_factory=deque)
-    computing: bool = False  # a step uses the cache: it must not be freed
-
-    @property
-    def leg(self) -> Leg:
-        """This stage's part of the route."""
-        return self.open.route[self.open.stage]
-
-    @property
-    def span(self) -> tuple[int, int, int]:
-        """Equal for sessions that one batch may join: the same units of the same shard."""
-        return id(self.shard), self.leg.first, self.leg.last
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes reserved for the session's keys and values."""
-        return self.cache.capacity * self.cache.layers * self.shard.spec.kv_bytes(self.shard.dtype)
-
-    @property
-    def is_last(self) -> bool:
-        """Tell whether this stage draws the tokens."""
-        return self.open.stage == len(self.open.route) - 1
-
-    @property
-    def before(self) -> PeerId:
-        """Who sends the activations: the stage before, or on stage 0 (for token ids) the entry."""
-        return PeerId(self.open.route[self.open.stage - 1].peer) if self.open.stage else self.entry
-
-    @property
-    def after(self) -> frozenset[PeerId]:
-        """Who gets what is computed here: the stage after; of a token, stage 0 and the entry."""
-        route = self.open.route
-        if self.is_last:
-            return frozenset((PeerId(route[0].peer), self.entry))
-        return frozenset((PeerId(route[self.open.stage + 1].peer),))
-
-    @property
-    def drawer(self) -> PeerId:
-        """The last stage."""
-        return PeerId(self.open.route[-1].peer)
-
-    @property
-    def beside(self) -> frozenset[PeerId]:
-        """Whom this stage hears from or sends to; without one of them the session cannot go on."""
-        return self.after | {self.before} | ({self.drawer} if self.open.stage == 0 else set())
-
-    @property
-    def sampling(self) -> Sampling:
-        """How this session's tokens are drawn."""
-        return _sampling(self.open)
-
-
 class Stage:
     """Serves sessions on the shard that is loaded, if any."""
 
@@ -147,7 +53,6 @@ class Stage:
         """What new sessions get; those under way keep the shard that they began on."""
         self.seats: dict[bytes, Seat] = {}
         self.layer_us = 1000  # smoothed microseconds per layer and decode step; a guess until measured
-        self.tokens_computed = 0
         self._ready = Pulse()
         self._arrivals = 0
         self._closed: OrderedDict[tuple[PeerId, bytes], None] = OrderedDict()
@@ -192,10 +97,10 @@ class Stage:
             raise Refused("that model or version is not served here")
         if not loaded.first <= leg.first <= leg.last <= loaded.last:
             raise Refused(f"units {leg.first}..{leg.last} are not served here")
-        _check_route(request.route, len(loaded.shard.spec.units))
+        check_route(request.route, len(loaded.shard.spec.units))
         self._check_share(peer, loaded.shard, request.limit)
         try:
-            check_sampling(_sampling(request))
+            check_sampling(sampling_of(request))
             cache = loaded.shard.open(request.session, request.limit, leg.first, leg.last)
         except (RuleError, Overloaded) as error:
             raise Refused(str(error)) from error
@@ -378,7 +283,6 @@ class Stage:
         if all(item.count == 1 for _, item in batch):
             layers = max(1, *(seat.leg.last - seat.leg.first for seat, _ in batch))
             self.layer_us = max(1, round(0.9 * self.layer_us + 0.1 * spent / layers))
-        self.tokens_computed += sum(item.count for _, item in batch)
         for (seat, item), result in zip(batch, results, strict=True):
             if self._is_seated(seat):
                 self._send_on(seat, item, result, spent)
@@ -402,15 +306,3 @@ class Stage:
 
     def _microseconds_to(self, peer: PeerId) -> int:
         return round(self._pipeline.round_trip(peer) / 2 * 1e6)
-
-
-def _sampling(request: Open) -> Sampling:
-    return Sampling(request.temperature / MILLION, request.top_p / MILLION, request.seed)
-
-
-def _check_route(route: tuple[Leg, ...], units: int) -> None:
-    """Raise ProtocolViolation unless a route runs over all units of a model, each once, no peer twice."""
-    ends = [-1, *(leg.last for leg in route)]
-    follows = all(end + 1 == leg.first <= leg.last for end, leg in zip(ends[:-1], route, strict=True))
-    if not follows or ends[-1] != units - 1 or len({leg.peer for leg in route}) < len(route):
-        raise ProtocolViolation("a route that does not run over each unit once, or names a peer twice")

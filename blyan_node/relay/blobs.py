@@ -30,10 +30,6 @@ SLOW = 5.0  # seconds for one chunk before another peer is asked; doubles while 
 Providers = Callable[[], list[PeerId]]
 
 
-def _nothing(_size: int) -> None:
-    pass
-
-
 class BlobExchange:
     """Fetches blobs from peers and serves one's own."""
 
@@ -62,15 +58,14 @@ class BlobExchange:
         self,
         ref: BlobRef,
         providers: Providers,
-        on_chunk: Callable[[int], None] = _nothing,
         *,
         patience: float = math.inf,
     ) -> None:
         """Bring a blob here, from the peers that ``providers`` names, waiting while there are none.
 
         Two callers that want the same blob share one fetch. A peer that sends a wrong chunk loses points and is not
-        asked again. ``on_chunk`` is told the bytes of each chunk that arrived. Raises Unreachable where none came for
-        ``patience`` seconds, DiskFull or StoreError, IntegrityError where the chunks do not add up.
+        asked again. Raises Unreachable where no chunk came for ``patience`` seconds, DiskFull or StoreError,
+        IntegrityError where the chunks do not add up.
         """
         while not self.blobs.has(ref):
             if (other := self._fetching.get(ref.root)) is not None:
@@ -78,7 +73,7 @@ class BlobExchange:
                 continue
             self._fetching[ref.root] = trio.Event()
             try:
-                await _Fetch(self, ref, providers, on_chunk, patience).run()
+                await _Fetch(self, ref, providers, patience).run()
             finally:
                 self._fetching.pop(ref.root).set()
 
@@ -86,8 +81,8 @@ class BlobExchange:
         """The providers without this node itself."""
         return [peer for peer in providers() if peer != self._network.peer_id]
 
-    async def chunk_from(self, peer: PeerId, ref: BlobRef, index: int) -> int:
-        """Fetch, verify and write one chunk; return its size in bytes."""
+    async def chunk_from(self, peer: PeerId, ref: BlobRef, index: int) -> None:
+        """Fetch, verify and write one chunk."""
         await self._peers.ensure(peer)
         chunk = await rpc.call(self._network, peer, GET_CHUNK, GetChunk(ref.root, ref.size, index))
         try:
@@ -95,7 +90,6 @@ class BlobExchange:
         except IntegrityError as error:
             self._network.penalise(peer, BAD_CHUNK, str(error))
             raise
-        return len(chunk.data)
 
     async def verify(self, *refs: BlobRef) -> None:
         """Read whole blobs and check them. Raises IntegrityError for one that the disk changed, which is then gone."""
@@ -122,10 +116,9 @@ class _Fetch:
         exchange: BlobExchange,
         ref: BlobRef,
         providers: Providers,
-        on_chunk: Callable[[int], None],
         patience: float,
     ) -> None:
-        self._exchange, self._ref, self._providers, self._on_chunk = exchange, ref, providers, on_chunk
+        self._exchange, self._ref, self._providers = exchange, ref, providers
         self._wanted: deque[int] = deque()
         self._failed: set[PeerId] = set()
         self._patience, self._progress_at = patience, trio.current_time()
@@ -158,9 +151,8 @@ class _Fetch:
             index = self._wanted.popleft()
             try:
                 with trio.fail_after(self._slow):
-                    size = await self._exchange.chunk_from(peer, self._ref, index)
+                    await self._exchange.chunk_from(peer, self._ref, index)
                 self._progress_at = trio.current_time()
-                self._on_chunk(size)
             except trio.TooSlowError:
                 log.info("chunk %d of blob %s: %s is slow", index, self._ref.root.hex()[:16], peer)
                 self._slow = min(2 * self._slow, GET_CHUNK.timeout)  # it may be the link, not the peer

@@ -220,10 +220,6 @@ class Relay:
         # Finality is yet to come: the genesis is the only cut.
         return Status(network, self.replica.height(), 0, network, self.replica.heads()[:MAX_HEADS])
 
-    def neighbours_status(self) -> dict[PeerId, Status]:
-        """The newest word of each neighbour about its replica."""
-        return dict(self._heads_of)
-
     def _lacking(self, peer: PeerId) -> list[bytes]:
         status = self._heads_of.get(peer)
         return [head for head in status.heads if self.replica.wants(head)] if status else []
