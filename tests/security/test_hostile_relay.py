@@ -101,7 +101,7 @@ async def test_words_of_a_peer_that_left_are_not_kept(tmp_path: Path, autojump_c
         await villain.network.disconnect(victim.id)
         await trio.sleep(0.1)
         await victim.relay._on_status(villain.network.peer_id, villain.status)  # a request that was under way
-        assert set(victim.relay.neighbours_status()) <= {honest.id}
+        assert set(victim.relay._heads_of) <= {honest.id}
 
 
 async def test_garbage_for_blocks_costs_the_sender_its_place(tmp_path: Path, autojump_clock: MockClock) -> None:
