@@ -53,6 +53,7 @@ class Thread:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # while waiting for the next one, keep no tensors of this one
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run on the lane's thread; shielded from cancellation while it runs."""
@@ -68,8 +69,12 @@ class Thread:
         return result
 
     def close(self) -> None:
-        """Let the thread end after what it is doing."""
+        """Let the thread end, and wait for it: freeing tensors while the interpreter shuts down would abort it.
+
+        That is short: whoever runs something here has waited for its end.
+        """
         self._jobs.put(None)
+        self._thread.join()
 
 
 async def run_apart(function: Callable[[], R]) -> R:
