@@ -52,10 +52,24 @@ def build_blob(raw: str, template: str | None, bos: str | None, eos: str | None,
 
 def parse_raw(data: bytes) -> RawTokenizer:
     """Parse a tokenizer.json; raise CheckpointError where it cannot be used."""
+    _check_model(data)
     try:
         return RawTokenizer.from_str(data.decode())
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"the tokenizer cannot be read ({error}): fetch it again") from error
+
+
+def _check_model(data: bytes) -> None:
+    """Refuse what the library does not survive: with a subword prefix that its merges lack, it ends the process."""
+    try:
+        model = json.loads(data)["model"]
+        kind, prefix = model["type"], model.get("continuing_subword_prefix")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the tokenizer has no readable model ({error!r}): fetch it again") from error
+    if kind != "BPE" or prefix not in (None, ""):
+        raise CheckpointError(
+            f"a tokenizer of kind {kind!r:.20} with prefix {prefix!r:.20}; only plain BPE is supported"
+        )
 
 
 class Tokenizer:

@@ -115,6 +115,15 @@ def test_arbitrary_bytes_are_no_tokenizer(blob: bytes) -> None:
         Tokenizer(blob)
 
 
+@pytest.mark.parametrize("model", [{"continuing_subword_prefix": "x"}, {"type": "WordPiece"}, {"type": None}])
+def test_what_would_end_the_process_is_refused_before_the_library_sees_it(
+    tiny: Imported, model: dict[str, Any]
+) -> None:
+    raw = json.loads(tiny.tokenizer)["tokenizer"]
+    with pytest.raises(CheckpointError, match="only plain BPE"):
+        Tokenizer(changed(tiny.tokenizer, tokenizer={**raw, "model": {**raw["model"], **model}}))
+
+
 def test_deep_nesting_is_no_tokenizer() -> None:
     with pytest.raises(CheckpointError):
         Tokenizer(b"[" * 100_000)
