@@ -79,8 +79,8 @@ class YamuxStream(IMuxedStream):
         Writes of several tasks do not mix. Raises MuxedStreamReset where the stream or the connection broke,
         MuxedStreamClosed after :meth:`close_write`.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()
             await self._until_little_is_unsent()
             if self._ending:
                 raise MuxedStreamClosed("the stream was closed for writing here")
