@@ -134,7 +134,7 @@ async def test_a_flood_of_pings_by_one_who_does_not_read_ends(autojump_clock: tr
                 await trio.sleep(0.1)
         assert len(victim.muxer._control) <= MOST_CONTROL + 1
         assert victim.faults == [
-            "connection with %s: the peer provokes more frames than it reads" % victim.muxer.peer_id
+            f"connection with {victim.muxer.peer_id}: the peer provokes more frames than it reads"
         ]
 
 

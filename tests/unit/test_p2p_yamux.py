@@ -415,7 +415,7 @@ async def test_closing_delivers_what_was_written(autojump_clock: trio.testing.Mo
 
 async def test_closing_is_not_held_up_by_a_peer_that_does_not_read(autojump_clock: trio.testing.MockClock) -> None:
     async with muxers(capacity=0) as (one, other):
-        near, far = await stream_pair(one, other)
+        _near, far = await stream_pair(one, other)
         one.end._receive = other.end._receive  # nobody reads what the other writes, from here on
         far.allowance = 10**9
         async with trio.open_nursery() as nursery:
