@@ -95,12 +95,11 @@ class YamuxStream(IMuxedStream):
 
     async def close_write(self) -> None:
         """Say that no more will be sent, once all is; reading goes on."""
-        await trio.lowlevel.checkpoint_if_cancelled()
         self._end()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def close(self) -> None:
         """Close both ways: what was written is still sent, what comes is not wanted."""
-        await trio.lowlevel.checkpoint_if_cancelled()
         self._deaf = True
         self._unwanted = bool(self._received)
         self._received.clear()
@@ -109,6 +108,7 @@ class YamuxStream(IMuxedStream):
         self._readers.unpark_all()
         if not self.is_done and not self._broken:
             self.muxed_conn.linger(self)
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def reset(self) -> None:
         """Abandon the stream at once, both ways."""
