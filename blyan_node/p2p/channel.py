@@ -59,9 +59,8 @@ class Channels:
     stalls holds up nobody else; its channel is lost when the transport gives up or pings stay unanswered.
 
     Messages from a peer are handed to ``on_message`` one at a time, in order. While it runs, up to INBOX_FRAMES more
-    are kept, then the stream is not read: this is how the peer's sending is slowed down. (The stock muxer gives up on
-    a stream that is full and not read for 5 s.) When a channel is lost, what it was handing over is cancelled; at a
-    proper end, everything that came is handed over first. **The caller must
+    are kept, then the stream is not read: this is how the peer's sending is slowed down. When a channel is lost, what
+    it was handing over is cancelled; at a proper end, everything that came is handed over first. **The caller must
     guarantee** that ``on_message`` never waits, without a deadline, for a :meth:`send` to a peer whose own
     ``on_message`` may be waiting for a send back here: with all four queues full neither would go on. Hand such
     messages to a task of your own with a bounded queue, and shed or refuse work when that is full.

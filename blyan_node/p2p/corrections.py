@@ -17,22 +17,16 @@ from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.yamux import yamux
 
 from blyan_node.errors import AlreadyRunning, ConfigError
-
-NOISE_PLAINTEXT = 65519
-"""Most bytes in one Noise message (Noise specification: 65535 with a 16-byte tag)."""
 
 MOST_CONNECTIONS = 256
 
 
 def apply() -> None:
-    """Set the constants of the library that have no other handle. Idempotent; they are the same for every host."""
+    """Set the constant of the library that has no other handle. Idempotent; it is the same for every host."""
     # H6: after *every* dial the library waits this long for a failure before it looks at its success
     swarm_module._HAPPY_EYEBALLS_DELAY = 0
-    # a frame of the stock 65,536 bytes becomes two Noise messages, the second of 17 bytes
-    yamux.MAX_MESSAGE_SIZE = NOISE_PLAINTEXT
 
 
 def connection_config() -> ConnectionConfig:
@@ -45,18 +39,8 @@ def connection_config() -> ConnectionConfig:
         max_connections=MOST_CONNECTIONS,
         inbound_upgrade_timeout=10,
         outbound_upgrade_timeout=10,
-        # H10: a peer that vanishes without a packet goes unnoticed for over 70 s. A single missed probe ends the
-        # connection, so the probe allows for a loop that is late on a loaded machine.
-        enable_health_monitoring=True,
-        health_initial_delay=1,
-        health_check_interval=3,
-        ping_timeout=5,
-        abort_connection_on_ping_failure=True,
-        # ... and it is the only health rule: the others replace slow but living connections
-        min_health_threshold=0,
-        min_ping_success_rate=0,
-        max_ping_latency=1e9,
-        max_failed_streams=10**9,
+        # H10: that a peer vanished without a packet is noticed by our muxer, without a stream for each probe
+        enable_health_monitoring=False,
     )
 
 

@@ -37,7 +37,6 @@ QUEUED_RPCS = 4096
 QUEUED_BYTES = 16 * 1024 * 1024
 TOPICS_OF_A_PEER = 32
 IDONTWANT_BYTES = 1024
-READ_BYTES = 64 * 1024
 
 Deliver = Callable[[str, PeerId, bytes], bool]
 """Takes (topic, origin, data) of a message with a good signature; False if the message is wrong."""
@@ -158,7 +157,7 @@ class SturdyPubsub(Pubsub):
     async def continuously_read_stream(self, stream: INetStream) -> None:
         """G1: garbage in an RPC is the sender's fault; the library lets it end the node."""
         try:
-            await super().continuously_read_stream(_Buffered(stream))  # type: ignore[arg-type]
+            await super().continuously_read_stream(stream)
         except DecodeError as error:
             self._handle_dead_peer(stream.muxed_conn.peer_id)
             raise ProtocolViolation("gossip that is not a pubsub RPC") from error
@@ -192,28 +191,6 @@ class SturdyPubsub(Pubsub):
             self._penalise(peer, VIOLATION, f"forwarded a message on {msg.topicIDs[0]} that is wrong")
             return
         await self.router.publish(forwarder, msg)
-
-
-class _Buffered:
-    """What the library's reader needs of a stream, in large reads.
-
-    G14: it reads the length byte by byte, and each read of the stock muxer costs a window update.
-    """
-
-    def __init__(self, stream: INetStream) -> None:
-        self._stream = stream
-        self._buffer = bytearray()
-        self.muxed_conn = stream.muxed_conn
-        self.metric_send_channel = stream.metric_send_channel
-        self.reset = stream.reset
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Return up to ``n`` bytes, reading more only when there are none."""
-        if not self._buffer:
-            self._buffer += await self._stream.read(READ_BYTES)
-        data = bytes(self._buffer[:n])
-        del self._buffer[:n]
-        return data
 
 
 def _signed_origin(msg: rpc_pb2.Message) -> PeerId:

@@ -18,11 +18,11 @@ from libp2p.abc import INetConn, INetStream, INetwork, INotifee
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
-from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
@@ -43,6 +43,7 @@ from blyan_node.p2p.transport import (
     Stream,
     Validator,
 )
+from blyan_node.p2p.yamux_stream import YamuxStream
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ async def _run_host(
     swarm = Swarm(
         me,
         peerstore,
-        wire.upgrader(key),
+        wire.upgrader(key, lambda peer, points, reason: network.penalise(peer, points, reason)),
         [TCP()],
         retry_config=corrections.retry_config(),
         connection_config=corrections.connection_config(),
@@ -118,12 +119,15 @@ async def _run_host(
 
 
 class Libp2pStream:
-    """A stream over the stock muxer. A cancelled call leaves it broken: what was cut off is unknown."""
+    """A stream of our muxer. A cancelled send resets it: what was cut off is unknown."""
 
-    def __init__(self, raw: NetStream) -> None:
-        self._raw = raw
+    def __init__(self, raw: INetStream) -> None:
+        if not isinstance(raw, NetStream) or not isinstance(raw.muxed_stream, YamuxStream):
+            raise TypeError(f"{type(raw).__name__} is not a stream of py-libp2p's swarm over our muxer")
+        # bytes pass the library by: each of its calls takes two locks; closing it must know of
+        self._raw, self._stream = raw, raw.muxed_stream
         self._peer = PeerId(str(raw.muxed_conn.peer_id))
-        self._broken = False
+        self._closed = False
 
     @property
     def peer(self) -> PeerId:
@@ -132,62 +136,36 @@ class Libp2pStream:
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Send all of it; see :class:`blyan_node.p2p.transport.Stream`."""
-        self._check()
         try:
-            await self._raw.write(bytes(data))
-        except BaseLibp2pError as error:
-            raise self._closed(error) from error
-        except BaseException:
-            self._broken = True
-            raise
+            await self._stream.write(bytes(data))
+        except MuxedStreamError as error:
+            raise self._ended(error) from error
 
     async def receive_some(self, most: int) -> bytes:
         """Receive between 1 and ``most`` bytes; b"" at the end of the peer's data."""
-        self._check()
         try:
-            return await self._raw.read(most)
-        except StreamEOF as error:
-            if wire.lost(self._raw.muxed_conn):
-                raise self._closed(error) from error
+            return await self._stream.read(most)
+        except MuxedStreamEOF:
             return b""
-        except BaseLibp2pError as error:
-            raise self._closed(error) from error
-        except BaseException:
-            self._broken = True
-            raise
+        except MuxedStreamError as error:
+            raise self._ended(error) from error
 
     async def close_write(self) -> None:
         """Say that no more will be sent; reading goes on."""
-        self._check()
-        try:
-            await self._raw.close_write()
-        except BaseLibp2pError as error:
-            raise self._closed(error) from error
+        await self._stream.close_write()
 
     async def aclose(self) -> None:
         """Close both ways, politely; never raises."""
-        if self._broken:
-            await self.reset()
-            return
-        self._broken = True
-        try:
+        if not self._closed:
+            self._closed = True
             await self._raw.close()
-        except BaseLibp2pError as error:
-            logger.debug("closing a stream with %s: %s", self._peer, error)
 
     async def reset(self) -> None:
         """Abandon the stream at once, both ways; never raises."""
-        self._broken = True
-        try:
-            await self._raw.reset()
-        except BaseLibp2pError as error:
-            logger.debug("resetting a stream with %s: %s", self._peer, error)
+        self._closed = True
+        await self._raw.reset()
 
-    def _check(self) -> None:
-        if self._broken:
-            raise ChannelClosed(f"the stream with {self._peer} was closed here")
-
-    def _closed(self, error: Exception) -> ChannelClosed:
+    def _ended(self, error: Exception) -> ChannelClosed:
         return ChannelClosed(f"the stream with {self._peer} ended: {error}")
 
 
@@ -266,20 +244,19 @@ class Libp2pNetwork(INotifee):
         if peer not in self.neighbours():
             raise Unreachable(f"not connected to {peer}")
         try:
-            # H5: the stock muxer hangs at its 257th stream
             with trio.fail_after(CONNECT_SECONDS):
                 raw = await self._host.new_stream(ID.from_string(peer), [TProtocol(protocol)])
         except trio.TooSlowError as error:
             raise Unreachable(f"{peer} opened no stream within {CONNECT_SECONDS} s") from error
         except BaseLibp2pError as error:
             raise Unreachable(f"{peer} opened no stream for {protocol}: {_root(error)}") from error
-        return Libp2pStream(_net_stream(raw))
+        return Libp2pStream(raw)
 
     def set_handler(self, protocol: str, handler: Handler) -> None:
         """Serve a protocol; see :class:`blyan_node.p2p.transport.Network`."""
 
         async def serve(raw: INetStream) -> None:
-            await handler(Libp2pStream(_net_stream(raw)))
+            await handler(Libp2pStream(raw))
 
         self._host.set_stream_handler(TProtocol(protocol), serve)
 
@@ -338,7 +315,7 @@ class Libp2pNetwork(INotifee):
         self._streams[peer] = open_now + 1
         try:
             serve = functools.partial(self._serve_stream, raw)
-            await run_guarded(serve, Libp2pStream(_net_stream(raw)), "a stream", self.penalise)
+            await run_guarded(serve, Libp2pStream(raw), "a stream", self.penalise)
         finally:
             self._streams[peer] -= 1
             if not self._streams[peer]:
@@ -387,13 +364,6 @@ class Libp2pNetwork(INotifee):
 
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
         """Not of interest here."""
-
-
-def _net_stream(raw: INetStream) -> NetStream:
-    """The library's only stream class; its interface lacks half-closing."""
-    if not isinstance(raw, NetStream):
-        raise TypeError(f"{type(raw).__name__} is not a stream of py-libp2p's swarm")
-    return raw
 
 
 def _root(error: BaseException) -> str:

@@ -6,17 +6,18 @@ import time
 
 import pytest
 import trio
-from libp2p.network.health.monitor import ConnectionHealthMonitor
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import env_to_send_in_RPC
 from libp2p.pubsub.pb import rpc_pb2
-from libp2p.stream_muxer.yamux import yamux
 from multiaddr import Multiaddr
 
 from blyan_node.errors import ChannelClosed, Unreachable
-from blyan_node.p2p import corrections, gossip
+from blyan_node.p2p import gossip
+from blyan_node.p2p.guard import VIOLATION
 from blyan_node.p2p.host import Libp2pNetwork
 from blyan_node.p2p.transport import Network, PeerId, Stream
+from blyan_node.p2p.yamux import SILENT_PULSES, Yamux, YamuxSettings
+from blyan_node.p2p.yamux_frames import Flag, Kind, encode
 from tests.support.network import Ground, eventually, network_group, secret
 
 ECHO = "/test/echo/1"
@@ -32,19 +33,10 @@ def inside(network: Network) -> Libp2pNetwork:
     return network
 
 
-async def test_frames_fit_into_noise_messages() -> None:
-    async with network_group(2, "libp2p") as (alice, bob):
-        bob.set_handler(ECHO, echo)
-        stream = await alice.open_stream(bob.peer_id, ECHO)
-        connection = inside(alice)._swarm.connections[ID.from_string(bob.peer_id)][0].muxed_conn
-        assert isinstance(connection, yamux.Yamux)
-        sizes: list[int] = []
-        state = connection.secured_conn.conn.noise_state  # type: ignore[attr-defined]
-        encrypt = state.encrypt
-        state.encrypt = lambda data: sizes.append(len(data)) or encrypt(data)
-        await stream.send_all(bytes(200_000))
-        assert max(sizes) == corrections.NOISE_PLAINTEXT
-        assert len([size for size in sizes if size > 1000]) == 4, "not two messages for each frame"
+def muxer_of(network: Network, peer: Network) -> Yamux:
+    muxer = inside(network)._swarm.connections[ID.from_string(peer.peer_id)][0].muxed_conn
+    assert isinstance(muxer, Yamux)
+    return muxer
 
 
 async def test_dialling_is_not_delayed() -> None:  # H6: 250 ms after every dial of the library's own
@@ -82,84 +74,71 @@ async def test_sequence_numbers_do_not_begin_at_whole_seconds() -> None:  # G2
         assert inside(alice)._gossip().counter > time.time() * 1e8
 
 
-async def test_a_peer_that_is_gone_without_a_packet_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:  # H10
+async def test_a_peer_that_is_gone_without_a_packet_is_noticed() -> None:  # H10
     async with network_group(2, "libp2p") as (alice, bob):
-        swarm = inside(alice)._swarm
-        assert isinstance(swarm._health_monitor, ConnectionHealthMonitor)
-        config = swarm.connection_config
-        assert config.health_initial_delay + config.health_check_interval + config.ping_timeout < 10
-        config.ping_timeout = 0.3  # for the test's sake
-        config.health_check_interval = 0.1
-        config.health_warmup_window = 0
-        connection = inside(bob)._swarm.connections[ID.from_string(alice.peer_id)][0].muxed_conn
+        assert YamuxSettings().pulse * SILENT_PULSES < 10
+        muxer_of(alice, bob)._settings = YamuxSettings(pulse=0.1)  # for the test's sake
 
         async def swallow(_data: bytes) -> None:
             await trio.lowlevel.checkpoint()
 
-        monkeypatch.setattr(connection, "_write_frame", swallow)  # a black hole: bob's TCP lives, nothing comes
+        muxer_of(bob, alice).secured_conn.write = swallow  # type: ignore[method-assign]  # bob's TCP lives
         await eventually(lambda: not alice.neighbours(), within=8)
 
 
-async def test_a_cancelled_write_does_not_break_the_connection() -> None:
-    """Cut in the middle, a Noise message leaves the nonces out of step: every stream of the connection would die."""
+async def test_a_failing_muxer_ends_its_connection_not_the_host() -> None:
     async with network_group(2, "libp2p") as (alice, bob):
-        paused = trio.Event()
+        bob.set_handler(ECHO, echo)
+        muxer_of(alice, bob)._next_batch = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        with pytest.raises((ChannelClosed, Unreachable)):
+            await alice.open_stream(bob.peer_id, ECHO)
+        await eventually(lambda: not alice.neighbours() and not bob.neighbours())
+        await alice.connect(bob.addresses()[0])
+        await (await alice.open_stream(bob.peer_id, ECHO)).send_all(b"x")
+
+
+async def test_a_cancelled_send_resets_its_stream_and_a_cancelled_receive_takes_nothing() -> None:
+    async with network_group(2, "libp2p") as (alice, bob):
 
         async def sleepy(stream: Stream) -> None:
-            await paused.wait()
-            await echo(stream)
+            await trio.sleep_forever()
 
         bob.set_handler("/test/sleepy/1", sleepy)
         bob.set_handler(ECHO, echo)
-        for delay in (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008):
+        witness = await alice.open_stream(bob.peer_id, ECHO)
+        for delay in (0.0, 0.001, 0.004, 0.02):
             stream = await alice.open_stream(bob.peer_id, "/test/sleepy/1")
             with trio.move_on_after(delay):
-                await stream.send_all(bytes(200_000))
-            await stream.reset()
-        stream = await alice.open_stream(bob.peer_id, ECHO)
-        await stream.send_all(b"still in step")
-        with trio.fail_after(5):
-            assert await stream.receive_some(64) == b"still in step"
+                await stream.send_all(bytes(2_000_000))
+            with pytest.raises(ChannelClosed):
+                await stream.send_all(b"x")
+            with trio.move_on_after(delay):
+                await witness.receive_some(1)
+            await witness.send_all(b"still in step")
+            with trio.fail_after(5):
+                assert await witness.receive_some(64) == b"still in step"
 
 
-async def test_a_failing_muxer_ends_its_connection_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(_connection: yamux.Yamux) -> None:
-        await trio.sleep(0.1)
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(yamux.Yamux, "_stale_stream_sweeper", fail)
-        async with network_group(2, "libp2p") as (alice, bob):
-            await eventually(lambda: not alice.neighbours() and not bob.neighbours())
-            patch.undo()
-            await alice.connect(bob.addresses()[0])
-            bob.set_handler(ECHO, echo)
-            await (await alice.open_stream(bob.peer_id, ECHO)).send_all(b"x")
+async def test_who_breaks_the_muxers_protocol_is_penalised() -> None:
+    async with network_group(2, "libp2p") as (alice, bob):
+        muxer_of(alice, bob).push(encode(Kind.DATA, Flag.SYN, 4711, 2**32 - 1))
+        await eventually(lambda: not alice.neighbours() and not bob.neighbours())
+        assert inside(bob)._scores.points(alice.peer_id) > VIOLATION / 2
 
 
-async def test_a_cancelled_stream_is_closed() -> None:
+async def test_one_stream_too_many_is_refused_at_once() -> None:  # H5: the stock muxer hangs at its 257th
     async with network_group(2, "libp2p") as (alice, bob):
         bob.set_handler(ECHO, echo)
-        stream = await alice.open_stream(bob.peer_id, ECHO)
-        with trio.move_on_after(0.05):
-            await stream.receive_some(1)
-        with pytest.raises(ChannelClosed):
-            await stream.send_all(b"x")
-
-
-async def test_the_257th_stream_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:  # H5
-    from blyan_node.p2p import host
-
-    monkeypatch.setattr(host, "CONNECT_SECONDS", 1.0)
-    async with network_group(2, "libp2p") as (alice, bob):
-        bob.set_handler(ECHO, echo)
-        connection = inside(alice)._swarm.connections[ID.from_string(bob.peer_id)][0].muxed_conn
-        connection.stream_backlog_semaphore = trio.Semaphore(4)  # type: ignore[attr-defined]
+        muxer = muxer_of(alice, bob)
         streams = [await alice.open_stream(bob.peer_id, ECHO) for _ in range(4)]
-        with trio.fail_after(5), pytest.raises(Unreachable, match="no stream within"):
+        muxer._settings = YamuxSettings(streams=4)
+        with trio.fail_after(1), pytest.raises(Unreachable, match="streams are open already"):
             await alice.open_stream(bob.peer_id, ECHO)
-        await streams[0].aclose()
-        await alice.open_stream(bob.peer_id, ECHO)
+        muxer._settings = YamuxSettings(streams=300)
+        streams += [await alice.open_stream(bob.peer_id, ECHO) for _ in range(240)]
+        for stream in streams:
+            await stream.aclose()
+        await eventually(lambda: muxer.open_streams < 8)
 
 
 async def test_streams_that_ended_leave_nothing_behind() -> None:  # H5: leaked streams count
@@ -173,8 +152,7 @@ async def test_streams_that_ended_leave_nothing_behind() -> None:  # H5: leaked 
             assert await stream.receive_some(1) == b""
             await stream.aclose()
         for network, peer in ((alice, bob), (bob, alice)):
-            connection = inside(network)._swarm.connections[ID.from_string(peer.peer_id)][0].muxed_conn
-            await eventually(lambda: len(connection.streams) < 8)  # noqa: B023
+            await eventually(lambda: muxer_of(network, peer).open_streams < 8)  # noqa: B023
 
 
 async def test_the_listener_is_gone_when_the_context_is_left() -> None:  # H2
