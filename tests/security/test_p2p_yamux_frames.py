@@ -133,9 +133,7 @@ async def test_a_flood_of_pings_by_one_who_does_not_read_ends(autojump_clock: tr
             while not victim.muxer.is_closed:
                 await trio.sleep(0.1)
         assert len(victim.muxer._control) <= MOST_CONTROL + 1
-        assert victim.faults == [
-            f"connection with {victim.muxer.peer_id}: the peer provokes more frames than it reads"
-        ]
+        assert victim.faults == [f"connection with {victim.muxer.peer_id}: the peer provokes more frames than it reads"]
 
 
 async def test_opening_and_resetting_without_end_piles_up_nothing(autojump_clock: trio.testing.MockClock) -> None:
