@@ -14,9 +14,12 @@ from typing import Any
 
 from blyan_node.chain.block import BLOCK_DOMAIN, MAX_HEADER, Header
 from blyan_node.chain.keys import address_of, digest, recover
-from blyan_node.chain.records import Evidence, Signed
+from blyan_node.chain.records import Evidence, Hash, Signed
 from blyan_node.codec import unpack
 from blyan_node.errors import RuleError
+
+VOTE_DOMAIN = b"blyan/vote/1"
+MAX_VOTE = 128
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,31 @@ def read_header(payload: bytes) -> Statement:
     return Statement(header.network, (header.seq,), hashlib.sha256(payload).digest(), header.author)
 
 
-FAULTS: Mapping[str, Fault] = {"double-block": Fault(BLOCK_DOMAIN, read_header)}
-"""The faults that the chain itself knows. Whoever defines votes adds theirs."""
+@dataclass(frozen=True)
+class _Vote:
+    network: Hash
+    k: int
+    round: int
+    step: int
+    cut: Hash | None
 
 
-def check_evidence(evidence: Evidence, network: bytes, faults: Mapping[str, Fault]) -> bytes:
+def read_vote(payload: bytes) -> Statement:
+    """Read what a vote signs: a validator votes once in each step of each round."""
+    vote = unpack(_Vote, payload, most=MAX_VOTE)
+    return Statement(vote.network, (vote.k, vote.round, vote.step), vote.cut)
+
+
+FAULTS: Mapping[str, Fault] = {
+    "double-block": Fault(BLOCK_DOMAIN, read_header),
+    "double-vote": Fault(VOTE_DOMAIN, read_vote),
+}
+"""All that is punished."""
+
+
+def check_evidence(evidence: Evidence, network: bytes) -> bytes:
     """Return the address of the offender. Raises RuleError where the evidence proves nothing."""
-    if (fault := faults.get(evidence.fault)) is None:
+    if (fault := FAULTS.get(evidence.fault)) is None:
         raise RuleError(f"{evidence.fault!r} is no fault that is punished")
     first, second = fault.read(evidence.first.payload), fault.read(evidence.second.payload)
     signers = {_signer(fault, evidence.first), _signer(fault, evidence.second)}

@@ -14,11 +14,11 @@ Kinds that other machines fold (manifest, layer) only pay here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from blyan_node.chain.evidence import FAULTS, Fault, check_evidence
+from blyan_node.chain.evidence import check_evidence
 from blyan_node.chain.keys import digest
 from blyan_node.chain.order import Carried
 from blyan_node.chain.records import (
@@ -123,13 +123,12 @@ def fold(
     *,
     network: bytes,
     receipts: Iterable[Receipt] = (),
-    faults: Mapping[str, Fault] = FAULTS,
 ) -> Folded:
     """Fold the cut after ``state``, which stays as it is.
 
     ``records`` come from :func:`blyan_node.chain.order.order`; their signatures were checked with their blocks.
     """
-    step = _Step(state.copy(), network, faults)
+    step = _Step(state.copy(), network)
     step.begin()
     step.take(records)
     for receipt in receipts:
@@ -141,12 +140,11 @@ def fold(
 class _Step:
     """One cut in the making. Methods that judge return the reason why not, or None and have taken effect."""
 
-    def __init__(self, state: State, network: bytes, faults: Mapping[str, Fault]) -> None:
+    def __init__(self, state: State, network: bytes) -> None:
         self.state = state
         self.results: list[Result] = []
         self.movements: list[Movement] = []
         self._network = network
-        self._faults = faults
         self._from_faucet = 0
 
     def begin(self) -> None:
@@ -270,7 +268,7 @@ class _Step:
         """Burn a part of everything that stands behind an offender, give back the rest later, and bar its key."""
         state = self.state
         try:
-            offender = check_evidence(evidence, self._network, self._faults)
+            offender = check_evidence(evidence, self._network)
         except RuleError:
             return Void.NO_PROOF
         bonds = sorted((owner, amount) for (validator, owner), amount in state.bonds.items() if validator == offender)

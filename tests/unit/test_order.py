@@ -200,7 +200,7 @@ def test_mutant_plain_order_would_let_the_attack_through():
     """Without votes the rule is (height, id) alone: what the withheld block is made for."""
     cancelled = 0
     for seed in range(200):
-        world, paid, rival = attack(seed)
+        world, _, rival = attack(seed)
         cancelled += world.winner(stake={}) == rival
     assert cancelled == 200
 
