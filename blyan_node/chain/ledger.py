@@ -3,19 +3,25 @@
 A cut is folded in these steps: the validators of the next cut take over; money whose unbonding is over is released;
 the records, in order; receipts are minted; at the end of an epoch the validators after the next are chosen.
 
-A record counts if its nonce is the sender's next. One that stands too early waits for its predecessor within the cut.
-What does not count is void, with a reason, and never harms its block. There are two ways to be void: a record that
-could not even pay its fee, or whose turn it is not, changes nothing and may be carried in again; a record whose turn
-it was pays its fee and uses up its nonce whatever becomes of it, so its place in a block was paid for, and what was
-judged stays judged. The fee goes to the author of the first block that carries it.
+A record takes effect if its nonce is the sender's next and the balance suffices. What does not take effect is *void*,
+with a reason: it changes nothing, costs nothing, never harms its block, and may be carried in again.
+
+A record that stands too early, before its predecessor or before the money it spends, waits within the cut. So the
+effect of transfers and bonds does not depend on their places at all: each account's own records follow their nonces,
+and money that comes in can only help. Were it otherwise, a copy of somebody's payment in a withheld low block, before
+the money for it arrived, would void a payment that everyone has acknowledged. For the same reason a void record does
+not use up its nonce.
+
+The fee goes to the author of the first block that carries the record, if it takes effect.
 
 Kinds that other machines fold (manifest, layer) only pay here.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from blyan_node.chain.evidence import check_evidence
@@ -31,6 +37,7 @@ from blyan_node.chain.records import (
     Hash,
     Layer,
     Manifest,
+    Record,
     Transfer,
     Unbond,
 )
@@ -80,7 +87,8 @@ class Receipt:
 class Result:
     """What became of a record or a receipt. ``void`` is None where it took effect.
 
-    A later copy of a record that took effect comes out as NONCE_USED; the first result is the one that stands.
+    A record comes out once in every cut that carries it: what took effect stands, and later copies are NONCE_USED; what
+    was void may take effect in a later cut.
     """
 
     id: bytes
@@ -92,8 +100,8 @@ class Movement:
     """An entry of an address's history: what happened to its money, and its balance afterwards.
 
     ``kind`` is that of the sender's own record, or ``received``, ``fee`` (earned by carrying), ``released``,
-    ``slashed`` (a bond, not the balance) or ``reward``. ``source`` is the record or receipt. A void record's amount is
-    0. (``k``, ``index``) count up, so they order a history.
+    ``slashed`` (a bond, not the balance) or ``reward``. ``source`` is the record or receipt. (``k``, ``index``) count
+    up, so they order a history.
     """
 
     address: bytes
@@ -105,7 +113,6 @@ class Movement:
     amount: int
     fee: int
     balance: int
-    void: Void | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ def fold(
 
 
 class _Step:
-    """One cut in the making. Methods that judge return the reason why not, or None and have taken effect."""
+    """One cut in the making."""
 
     def __init__(self, state: State, network: bytes) -> None:
         self.state = state
@@ -146,6 +153,7 @@ class _Step:
         self.movements: list[Movement] = []
         self._network = network
         self._from_faucet = 0
+        self._waiting: dict[tuple[bytes, int], Carried] = {}
 
     def begin(self) -> None:
         state = self.state
@@ -162,7 +170,6 @@ class _Step:
             self.state.next_validators = choose_validators(self.state)
 
     def take(self, records: Sequence[Carried]) -> None:
-        waiting: dict[tuple[bytes, int], Carried] = {}
         for carried in records:
             record = carried.record
             if carried.lost_to is not None:
@@ -170,75 +177,115 @@ class _Step:
             elif record.expires_at_cut < self.state.k:
                 self._void(carried, Void.EXPIRED)
             else:
-                waiting[record.sender, record.nonce] = carried
-            slot = (record.sender, self.state.account(record.sender).nonce)
-            while (ready := waiting.pop(slot, None)) is not None and self._serve(ready):
-                slot = (slot[0], slot[1] + 1)
-        for (sender, nonce), carried in waiting.items():
-            used = nonce < self.state.account(sender).nonce
-            self._void(carried, Void.NONCE_USED if used else Void.NONCE_GAP)
+                self._waiting[record.sender, record.nonce] = carried
+                self._serve(record.sender)
+        for (sender, nonce), carried in self._waiting.items():
+            account = self.state.account(sender)
+            if nonce != account.nonce:
+                self._void(carried, Void.NONCE_USED if nonce < account.nonce else Void.NONCE_GAP)
+            else:
+                self._void(carried, Void.NO_FEE if carried.record.fee > account.balance else Void.INSUFFICIENT)
 
-    def _serve(self, carried: Carried) -> bool:
-        """Judge a record whose turn it is; tell whether it used up its nonce."""
-        record, account = carried.record, self.state.account(carried.record.sender)
-        if record.fee > account.balance:
-            self._void(carried, Void.NO_FEE)
-            return False
-        self.state.accounts[record.sender] = Account(account.balance - record.fee, account.nonce + 1)
-        amount, other, void = 0, None, None
+    def _serve(self, sender: bytes) -> None:
+        """Carry out a sender's records while it is their turn, and those of others that waited for the money."""
+        able = deque([sender])
+        while able:
+            slot = (address := able.popleft()), self.state.account(address).nonce
+            if (carried := self._waiting.get(slot)) is None:
+                continue
+            judged = self._judge(carried.record)
+            if judged is Void.NO_FEE or judged is Void.INSUFFICIENT:
+                continue
+            del self._waiting[slot]
+            if isinstance(judged, Void):
+                self._void(carried, judged)
+                continue
+            able += [address, *self._carry_out(carried, judged)]
+
+    def _judge(self, record: Record) -> Void | Arguments:
+        """Return the arguments of a record whose turn it is, or why it is void. Changes nothing."""
+        state, account = self.state, self.state.account(record.sender)
         try:
             arguments = record.parsed()
         except RuleError:
-            void = Void.MALFORMED
-        else:
-            void = self._apply(record.sender, record.id, arguments)
-            if void is None and not isinstance(arguments, Manifest | Layer | Evidence):
-                amount = arguments.amount
-                other = arguments.payee if isinstance(arguments, Transfer | Faucet) else arguments.validator
-        self._move(record.sender, record.kind, record.id, other, amount, fee=record.fee, void=void)
+            return Void.MALFORMED
+        if record.fee > account.balance:
+            return Void.NO_FEE
+        void: Void | None = None
+        match arguments:
+            case Transfer(_, amount) if record.fee + amount > account.balance:
+                void = Void.INSUFFICIENT
+            case Bond(validator, amount):
+                if validator in state.slashed:
+                    void = Void.CHEATED
+                elif record.fee + amount > account.balance:
+                    void = Void.INSUFFICIENT
+            case Unbond(validator, amount) if state.bonds.get((validator, record.sender), 0) < amount:
+                void = Void.NOT_BONDED
+            case Faucet(_, amount):
+                void = self._judge_faucet(amount)
+            case Evidence():
+                void = self._judge_evidence(arguments)
+        return arguments if void is None else void
+
+    def _judge_faucet(self, amount: int) -> Void | None:
+        limits = self.state.parameters
+        if not limits.faucet_per_cut:
+            return Void.NO_FAUCET
+        if amount > limits.faucet_per_record or self._from_faucet + amount > limits.faucet_per_cut:
+            return Void.FAUCET_LIMIT
+        return Void.CAP if self.state.supply + amount > limits.cap else None
+
+    def _judge_evidence(self, evidence: Evidence) -> Void | None:
+        try:
+            offender = check_evidence(evidence, self._network)
+        except RuleError:
+            return Void.NO_PROOF
+        state = self.state
+        at_stake = any(validator == offender for validator, _ in state.bonds)
+        at_stake = at_stake or any(unbonding.validator == offender for unbonding in state.unbonding)
+        return None if at_stake and offender not in state.slashed else Void.NO_STAKE
+
+    def _carry_out(self, carried: Carried, arguments: Arguments) -> tuple[bytes, ...]:
+        """Do what a record says, and return who may have got money by it."""
+        record, account = carried.record, self.state.account(carried.record.sender)
+        self.state.accounts[record.sender] = Account(account.balance - record.fee, account.nonce + 1)
+        other, amount = self._apply(record.sender, record.id, arguments)
+        self._move(record.sender, record.kind, record.id, other, amount, fee=record.fee)
         if record.fee:
             self._credit(carried.author, record.fee)
             self._move(carried.author, "fee", record.id, record.sender, record.fee)
-        self.results.append(Result(record.id, void))
-        return True
+        self.results.append(Result(record.id, None))
+        return (carried.author,) if other is None else (other, carried.author)
 
-    def _apply(self, sender: bytes, id: bytes, arguments: Arguments) -> Void | None:
+    def _apply(self, sender: bytes, id: bytes, arguments: Arguments) -> tuple[bytes | None, int]:
+        """Apply arguments that were judged good; return the other side and the amount for the sender's history."""
+        state = self.state
         match arguments:
             case Transfer(payee, amount):
-                return self._transfer(sender, id, payee, amount)
+                self._credit(sender, -amount)
+                self._credit(payee, amount)
+                self._move(payee, "received", id, sender, amount)
+                return payee, amount
             case Bond(validator, amount):
-                return self._bond(sender, validator, amount)
+                self._credit(sender, -amount)
+                state.bonds[validator, sender] = state.bonds.get((validator, sender), 0) + amount
+                return validator, amount
             case Unbond(validator, amount):
-                return self._unbond(sender, id, validator, amount)
+                self._loosen(id, validator, sender, state.bonds[validator, sender], amount)
+                return validator, amount
             case Faucet(payee, amount):
-                return self._faucet(sender, id, payee, amount)
+                self._from_faucet += amount
+                state.supply += amount
+                self._credit(payee, amount)
+                if payee != sender:
+                    self._move(payee, "received", id, sender, amount)
+                return payee, amount
             case Evidence():
-                return self._punish(id, arguments)
+                self._punish(id, check_evidence(arguments, self._network))
+                return None, 0
             case Manifest() | Layer():
-                return None
-
-    def _transfer(self, sender: bytes, id: bytes, payee: bytes, amount: int) -> Void | None:
-        if not self._debit(sender, amount):
-            return Void.INSUFFICIENT
-        self._credit(payee, amount)
-        self._move(payee, "received", id, sender, amount)
-        return None
-
-    def _bond(self, sender: bytes, validator: bytes, amount: int) -> Void | None:
-        if validator in self.state.slashed:
-            return Void.CHEATED
-        if not self._debit(sender, amount):
-            return Void.INSUFFICIENT
-        key = (validator, sender)
-        self.state.bonds[key] = self.state.bonds.get(key, 0) + amount
-        return None
-
-    def _unbond(self, sender: bytes, id: bytes, validator: bytes, amount: int) -> Void | None:
-        bonded = self.state.bonds.get((validator, sender), 0)
-        if bonded < amount:
-            return Void.NOT_BONDED
-        self._loosen(id, validator, sender, bonded, amount)
-        return None
+                return None, 0
 
     def _loosen(self, id: bytes, validator: bytes, owner: bytes, bonded: int, amount: int) -> None:
         """Start to give back a part of a bond."""
@@ -249,33 +296,11 @@ class _Step:
         self.state.unbonding.append(Unbonding(release, id, owner, validator, amount))
         self.state.unbonding.sort()
 
-    def _faucet(self, sender: bytes, id: bytes, payee: bytes, amount: int) -> Void | None:
-        limits = self.state.parameters
-        if not limits.faucet_per_cut:
-            return Void.NO_FAUCET
-        if amount > limits.faucet_per_record or self._from_faucet + amount > limits.faucet_per_cut:
-            return Void.FAUCET_LIMIT
-        if self.state.supply + amount > limits.cap:
-            return Void.CAP
-        self._from_faucet += amount
-        self.state.supply += amount
-        self._credit(payee, amount)
-        if payee != sender:
-            self._move(payee, "received", id, sender, amount)
-        return None
-
-    def _punish(self, id: bytes, evidence: Evidence) -> Void | None:
+    def _punish(self, id: bytes, offender: bytes) -> None:
         """Burn a part of everything that stands behind an offender, give back the rest later, and bar its key."""
         state = self.state
-        try:
-            offender = check_evidence(evidence, self._network)
-        except RuleError:
-            return Void.NO_PROOF
-        bonds = sorted((owner, amount) for (validator, owner), amount in state.bonds.items() if validator == offender)
-        leaving = [unbonding for unbonding in state.unbonding if unbonding.validator == offender]
-        if offender in state.slashed or not (bonds or leaving):
-            return Void.NO_STAKE
         state.slashed.add(offender)
+        bonds = sorted((owner, amount) for (validator, owner), amount in state.bonds.items() if validator == offender)
         for owner, amount in bonds:
             self._loosen(id, offender, owner, amount, amount)
         kept = [unbonding for unbonding in state.unbonding if unbonding.validator != offender]
@@ -283,10 +308,9 @@ class _Step:
             burnt = unbonding.amount * state.parameters.slash_millionths // MILLION
             state.supply -= burnt
             if rest := unbonding.amount - burnt:
-                kept.append(Unbonding(unbonding.release, unbonding.source, unbonding.owner, unbonding.validator, rest))
+                kept.append(replace(unbonding, amount=rest))
             self._move(unbonding.owner, "slashed", id, offender, burnt)
         state.unbonding = sorted(kept)
-        return None
 
     def mint(self, receipt: Receipt) -> None:
         """Pay a receipt unless it was paid; one that the cap leaves no room for may come again."""
@@ -307,30 +331,12 @@ class _Step:
         account = self.state.account(address)
         self.state.accounts[address] = Account(account.balance + amount, account.nonce)
 
-    def _debit(self, address: bytes, amount: int) -> bool:
-        account = self.state.account(address)
-        if account.balance < amount:
-            return False
-        self.state.accounts[address] = Account(account.balance - amount, account.nonce)
-        return True
-
     def _void(self, carried: Carried, void: Void) -> None:
-        """Note a record that changes nothing. Copies of old records make no history: anyone can carry them in."""
         self.results.append(Result(carried.record.id, void))
-        if void is not Void.NONCE_USED:
-            self._move(carried.record.sender, carried.record.kind, carried.record.id, None, 0, void=void)
 
     def _move(
-        self,
-        address: bytes,
-        kind: str,
-        source: bytes,
-        other: bytes | None,
-        amount: int,
-        *,
-        fee: int = 0,
-        void: Void | None = None,
+        self, address: bytes, kind: str, source: bytes, other: bytes | None, amount: int, *, fee: int = 0
     ) -> None:
         balance = self.state.account(address).balance
-        line = Movement(address, self.state.k, len(self.movements), kind, source, other, amount, fee, balance, void)
-        self.movements.append(line)
+        index = len(self.movements)
+        self.movements.append(Movement(address, self.state.k, index, kind, source, other, amount, fee, balance))

@@ -67,8 +67,8 @@ class View:
     def standing(self, record: bytes) -> Standing | None:
         """Tell where a record stands, by id; None where it is not here.
 
-        A final effect outranks what becomes of later copies. A record that was void and changed nothing may be in the
-        DAG again, and then stands where its copy stands.
+        A final effect outranks what becomes of later copies. A record that was void may be in the DAG again, and then
+        stands where its copy stands, unless that only finds the nonce used.
         """
         settled = self.lookup(record)
         if record in self._results and (settled is None or settled.void is not None):

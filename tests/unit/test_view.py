@@ -65,13 +65,14 @@ def test_a_double_spend_shows_who_leads():
 def test_what_is_final_stays_so_though_copies_come():
     now = view((VALIDATORS[0], (PAID,)))
     assert now.standing(PAID.id) == Standing("final", None)
-    # judged void at its turn: a copy finds the nonce used, and the judgement stands
-    judged = Result(PAID.id, Void.INSUFFICIENT)
-    now = view((VALIDATORS[0], (PAID,)), settled=(judged,))
-    assert now.standing(PAID.id) == Standing("final", Void.INSUFFICIENT)
+    # lost to a rival: a copy finds the nonce used, and the better reason stands
+    old = put(ALICE, 0, Transfer(CARRIER.address, 1)).record
+    lost = Result(old.id, Void.LOST)
+    assert view((VALIDATORS[0], (old,))).standing(old.id) == Standing("tentative", Void.NONCE_USED)
+    assert view((VALIDATORS[0], (old,)), settled=(lost,)).standing(old.id) == Standing("final", Void.LOST)
 
 
-def test_what_was_too_early_may_come_again():
+def test_what_was_void_may_come_again():
     early = Result(NEXT.id, Void.NONCE_GAP)
     assert view(settled=(early,)).standing(NEXT.id) == Standing("final", Void.NONCE_GAP)
     assert view((VALIDATORS[0], (NEXT,)), settled=(early,)).standing(NEXT.id) == Standing("tentative", None)
@@ -81,4 +82,4 @@ def test_void_shows_at_once():
     now = view((VALIDATORS[0], (TOO_MUCH, GAP)))
     assert now.standing(TOO_MUCH.id) == Standing("tentative", Void.INSUFFICIENT)
     assert now.standing(GAP.id) == Standing("tentative", Void.NONCE_GAP)
-    assert now.next_nonce(BOB.address) == 1
+    assert now.next_nonce(BOB.address) == 0, "a void record leaves its nonce to one that is better"
