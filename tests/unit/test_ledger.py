@@ -173,6 +173,18 @@ UNKNOWN = carry(sign_record(ALICE, NETWORK, "perpetuum", b"", nonce=0, fee=1))
         (Void.EXPIRED, put(ALICE, 0, PAY, expires_at_cut=1), put(ALICE, 0, PAY, expires_at_cut=0), {}),
         (Void.NONCE_GAP, put(ALICE, 0, PAY), put(ALICE, 1, PAY), {}),
         (Void.NO_FEE, put(ALICE, 0, PAY, fee=900), put(ALICE, 0, PAY, fee=1001), {}),
+        (
+            Void.NO_FEE,
+            put(VALIDATOR, 0, Unbond(VALIDATOR.address, 10)),
+            put(VALIDATOR, 0, Unbond(VALIDATOR.address, 10), fee=1),
+            {},
+        ),
+        (
+            Void.NO_FEE,
+            put(ALICE, 0, double_vote(VALIDATOR), fee=1000),
+            put(ALICE, 0, double_vote(VALIDATOR), fee=1001),
+            {},
+        ),
         (Void.MALFORMED, put(ALICE, 0, PAY), BROKEN, {}),
         (Void.MALFORMED, put(ALICE, 0, PAY), UNKNOWN, {}),
         (

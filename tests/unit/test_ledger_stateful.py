@@ -55,9 +55,9 @@ class Money(RuleBasedStateMachine):
     def bond(self, key, validator, amount, fee, skew, place):
         self._write(key, Bond(validator.address, amount), fee, skew, place)
 
-    @rule(key=people, validator=people, amount=amounts, fee=fees, skew=skews, place=places)
+    @rule(key=people, validator=st.none() | people, amount=amounts, fee=fees, skew=skews, place=places)
     def unbond(self, key, validator, amount, fee, skew, place):
-        self._write(key, Unbond(validator.address, amount), fee, skew, place)
+        self._write(key, Unbond((validator or key).address, amount), fee, skew, place)
 
     @rule(key=people, payee=people, amount=st.integers(1, 60), place=places)
     def faucet(self, key, payee, amount, place):
