@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from blyan_node.chain.block import Block
 from blyan_node.chain.records import Record
@@ -129,7 +130,9 @@ def _votes(
     """Return the stake behind each rival, given the blocks that carry it."""
 
     def seen(block: bytes) -> list[bytes]:
-        return [rival for rival, blocks in rivals.items() if any(reaches(block, carrier) for carrier in blocks)]
+        """Return which rivals lie in a block's past; two are as good as all."""
+        found = (rival for rival, blocks in rivals.items() if any(reaches(block, carrier) for carrier in blocks))
+        return list(islice(found, 2))
 
     votes: defaultdict[bytes, int] = defaultdict(int)
     for author, chain in voters.items():
