@@ -16,8 +16,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from blyan_node.chain.block import Block
-from blyan_node.chain.records import KINDS, BlobRef, Layer, Manifest, Record
+from blyan_node.chain.records import BlobRef, Layer, Manifest, Record
 from blyan_node.errors import RuleError
+
+KINDS = ("manifest", "layer")
+"""The kinds of records that the catalog folds; of all others it knows nothing."""
 
 
 @dataclass(frozen=True, order=True)
@@ -96,12 +99,14 @@ class Catalog:
             return  # the same record, carried in a second time
         self._next[record.sender] = max(record.nonce + 1, self.next_nonce(record.sender))
         try:
+            if record.kind not in KINDS:
+                raise RuleError(f"unknown kind {record.kind!r}")
             arguments = record.parsed()
             if (record.sender, record.nonce) in self._nonces:
                 raise RuleError(f"the sender used nonce {record.nonce} before, for another record")
             if isinstance(arguments, Manifest):
                 self._publish(record, arguments)
-            else:
+            elif isinstance(arguments, Layer):
                 self._add_layer(record, arguments)
         except RuleError as error:
             self._reasons[record.id] = str(error)
@@ -136,7 +141,7 @@ class Catalog:
 
 
 def entries_of(block: Block) -> list[Entry]:
-    """Return the records of a block that the catalog folds: those of a known kind."""
+    """Return the records of a block that the catalog folds: those of its kinds."""
     return [
         Entry(block.height, block.id, index, record)
         for index, record in enumerate(block.records)

@@ -24,6 +24,9 @@ MAX_BLOB = 1 << 40
 Hash = Annotated[bytes, exactly(32)]
 Address = Annotated[bytes, exactly(20)]
 Signature = Annotated[bytes, exactly(65)]
+MAX_MONEY = 10**18
+Amount = Annotated[int, Bound(MAX_MONEY, 1)]
+"""Nano-BLY. All the money that there can be is MAX_MONEY."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,66 @@ class Layer:
     blob: BlobRef
 
 
-KINDS: dict[str, type[Manifest | Layer]] = {"manifest": Manifest, "layer": Layer}
+@dataclass(frozen=True)
+class Transfer:
+    """The sender pays ``payee``."""
+
+    payee: Address
+    amount: Amount
+
+
+@dataclass(frozen=True)
+class Bond:
+    """The sender puts money behind a validator's key, its own or another: stake, from the next epoch on."""
+
+    validator: Address
+    amount: Amount
+
+
+@dataclass(frozen=True)
+class Unbond:
+    """The sender takes back money that it bonded to ``validator``: spendable when the unbonding period is over."""
+
+    validator: Address
+    amount: Amount
+
+
+@dataclass(frozen=True)
+class Faucet:
+    """On a test net: new money for ``payee``."""
+
+    payee: Address
+    amount: Amount
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A header or a vote, byte for byte as it was signed."""
+
+    payload: Annotated[bytes, Size(4 * 1024)]
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Two things that one key may not both sign; ``fault`` says of what kind: see :mod:`blyan_node.chain.evidence`."""
+
+    fault: Annotated[str, Size(32, 1)]
+    first: Signed
+    second: Signed
+
+
+Arguments = Manifest | Layer | Transfer | Bond | Unbond | Faucet | Evidence
+
+KINDS: dict[str, type[Arguments]] = {
+    "manifest": Manifest,
+    "layer": Layer,
+    "transfer": Transfer,
+    "bond": Bond,
+    "unbond": Unbond,
+    "faucet": Faucet,
+    "evidence": Evidence,
+}
 """Which typed arguments belong to which kind."""
 
 
@@ -83,7 +145,7 @@ class Record:
         """sha256 of the unsigned form."""
         return hashlib.sha256(self.unsigned).digest()
 
-    def parsed(self) -> Manifest | Layer:
+    def parsed(self) -> Arguments:
         """Return the typed arguments. Raises RuleError for an unknown kind or arguments that do not parse."""
         if (cls := KINDS.get(self.kind)) is None:
             raise RuleError(f"unknown kind {self.kind!r}")
@@ -109,12 +171,14 @@ def sign_record(
     return record
 
 
-def make_record(key: Key, network: bytes, arguments: Manifest | Layer, *, nonce: int, fee: int = 0) -> Record:
+def make_record(
+    key: Key, network: bytes, arguments: Arguments, *, nonce: int, fee: int = 0, expires_at_cut: int = MAX_INT
+) -> Record:
     """Make a record from typed arguments. Raises CodecError where they break a bound of their kind."""
     (kind,) = (name for name, cls in KINDS.items() if isinstance(arguments, cls))
     packed = pack(arguments)
     unpack(type(arguments), packed, most=MAX_ARGUMENTS)  # what nobody could read is not signed
-    return sign_record(key, network, kind, packed, nonce=nonce, fee=fee)
+    return sign_record(key, network, kind, packed, nonce=nonce, fee=fee, expires_at_cut=expires_at_cut)
 
 
 def check_record(record: Record, network: bytes) -> None:

@@ -1,0 +1,286 @@
+"""The ledger's state after a cut: accounts, bonds, validators; its root, its snapshot, its invariants.
+
+Money is integer nano-BLY. All of it is in accounts, in bonds or on its way back from a bond, and adds up to ``supply``
+at every cut, exactly.
+
+The state as *rows*: canonical arrays ``[table, [field, …]]``, sorted bytewise. The root is a hash of the RFC 6962 tree
+over them, so one account can be proven to who knows the root; the rows themselves are the snapshot that a new node
+starts from.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis, Validator
+from blyan_node.chain.keys import digest
+from blyan_node.chain.merkle import Tree, leaf_hash
+from blyan_node.chain.records import MAX_MONEY, Address, Amount, Hash
+from blyan_node.codec import Bound, decode, encode, from_value, to_value
+from blyan_node.errors import CodecError, ConfigError, RuleError
+
+STATE_DOMAIN = b"blyan/state/1"
+VALIDATORS_DOMAIN = b"blyan/validators/1"
+MILLION = 1_000_000
+MAX_ROW = 1024
+
+Money = Annotated[int, Bound(MAX_MONEY)]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a network fixes in its genesis. Amounts are in nano-BLY, periods in cuts.
+
+    ``cap`` bounds the supply for ever. The validator set changes every ``epoch`` cuts. ``unbonding`` is how long money
+    stays within reach of slashing after it was unbonded. ``min_stake`` is the least that makes a validator.
+    ``slash_millionths`` of an offender's stake is burnt. A faucet gives at most ``faucet_per_record`` and
+    ``faucet_per_cut``; both 0 except on test nets.
+    """
+
+    cap: Money
+    epoch: Annotated[int, Bound(MILLION, 1)]
+    unbonding: Annotated[int, Bound(10**9, 1)]
+    min_stake: Amount
+    slash_millionths: Annotated[int, Bound(MILLION)]
+    faucet_per_record: Money
+    faucet_per_cut: Money
+
+    def __post_init__(self) -> None:
+        if self.unbonding < self.epoch + 2:
+            raise ConfigError(
+                f"unbonding takes {self.unbonding} cuts, but a validator decides until {self.epoch + 2} cuts after it "
+                "has unbonded: it could cheat with nothing at stake. Make unbonding longer or the epoch shorter"
+            )
+
+
+@dataclass(frozen=True)
+class Account:
+    """``nonce`` is that of the sender's next record."""
+
+    balance: int = 0
+    nonce: int = 0
+
+
+EMPTY = Account()
+
+
+@dataclass(frozen=True, order=True)
+class Unbonding:
+    """Money on its way back to ``owner``, spendable at cut ``release``; ``source`` is the record that caused it."""
+
+    release: int
+    source: Hash
+    owner: Address
+    validator: Address
+    amount: Amount
+
+
+@dataclass
+class State:
+    """The state after cut ``k``. Whoever folds a cut works on a copy; a state that was handed out does not change.
+
+    ``validators`` decide cut k + 1 and ``next_validators`` cut k + 2: a cut names the set after it, and its proposer
+    can know only what was final before. ``bonds`` maps (validator, owner) to an amount. ``minted`` are the receipts
+    that have been paid, ``slashed`` the keys that were proven to cheat and never validate again.
+    """
+
+    parameters: Parameters
+    k: int = 0
+    supply: int = 0
+    accounts: dict[bytes, Account] = field(default_factory=dict)
+    bonds: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
+    unbonding: list[Unbonding] = field(default_factory=list)
+    minted: set[bytes] = field(default_factory=set)
+    slashed: set[bytes] = field(default_factory=set)
+    validators: tuple[Validator, ...] = ()
+    next_validators: tuple[Validator, ...] = ()
+
+    def copy(self) -> State:
+        """Return a state that can be changed without changing this one."""
+        return replace(
+            self,
+            accounts=dict(self.accounts),
+            bonds=dict(self.bonds),
+            unbonding=list(self.unbonding),
+            minted=set(self.minted),
+            slashed=set(self.slashed),
+        )
+
+    def account(self, address: bytes) -> Account:
+        """Return an account; one that was never used is empty."""
+        return self.accounts.get(address, EMPTY)
+
+    def stake(self) -> dict[bytes, int]:
+        """Return the stake that votes on cut k + 1, by validator."""
+        return {validator.address: validator.stake for validator in self.validators}
+
+    def may_author(self, address: bytes) -> bool:
+        """Tell whether a key may write blocks anchored at this cut: it validates now or next, and never cheated."""
+        members = {validator.address for validator in (*self.validators, *self.next_validators)}
+        return address in members and address not in self.slashed
+
+    def bonded_by(self, owner: bytes) -> dict[bytes, int]:
+        """Return what an address has bonded, by validator."""
+        return {validator: amount for (validator, by), amount in sorted(self.bonds.items()) if by == owner}
+
+    def is_due(self) -> bool:
+        """Tell whether the next cut has something to do even without records: money to release."""
+        return any(unbonding.release <= self.k + 1 for unbonding in self.unbonding)
+
+    def total(self) -> int:
+        """Add up all money there is: equal to ``supply``, always."""
+        balances = sum(account.balance for account in self.accounts.values())
+        return balances + sum(self.bonds.values()) + sum(unbonding.amount for unbonding in self.unbonding)
+
+    def rows(self) -> list[bytes]:
+        """Return the state as rows, sorted."""
+        rows: list[Any] = [_Head(self.k, self.supply, self.parameters)]
+        rows += [_Account(address, account.balance, account.nonce) for address, account in self.accounts.items()]
+        rows += [_Bond(validator, owner, amount) for (validator, owner), amount in self.bonds.items()]
+        rows += self.unbonding
+        rows += map(_Minted, self.minted)
+        rows += map(_Slashed, self.slashed)
+        rows += [_Validator(validator.address, validator.stake) for validator in self.validators]
+        rows += [_Next(validator.address, validator.stake) for validator in self.next_validators]
+        return sorted(encode([_TABLES.index(type(row)), to_value(row)]) for row in rows)
+
+    def root(self) -> bytes:
+        """Return the state root: digest("blyan/state/1", [number of rows, root of the Merkle tree over the rows])."""
+        rows = self.rows()
+        return digest(STATE_DOMAIN, encode([len(rows), Tree([leaf_hash(row) for row in rows]).root]))
+
+
+def genesis_state(genesis: Genesis, parameters: Parameters, balances: Mapping[bytes, int]) -> State:
+    """Return the state at cut 0: each validator's stake is bonded by itself, ``balances`` are what others own.
+
+    Raises ConfigError where that is more than the cap, or a stake is below the least.
+    """
+    accounts = {address: Account(balance) for address, balance in balances.items() if balance}
+    bonds = {(validator.address, validator.address): validator.stake for validator in genesis.validators}
+    supply = sum(bonds.values()) + sum(balances.values())
+    if min(balances.values(), default=0) < 0 or supply > parameters.cap:
+        raise ConfigError(f"the genesis hands out {supply} nano-BLY; the cap is {parameters.cap}")
+    if any(stake < parameters.min_stake for stake in bonds.values()):
+        raise ConfigError(f"a validator of the genesis has less than the least stake, {parameters.min_stake} nano-BLY")
+    validators = genesis.validators
+    return State(
+        parameters, supply=supply, accounts=accounts, bonds=bonds, validators=validators, next_validators=validators
+    )
+
+
+def choose_validators(state: State) -> tuple[Validator, ...]:
+    """Return the keys with the most stake, at most 100, sorted by address; of equal stakes the lower address first.
+
+    Keys below the least stake and keys that cheated are left out. Where nobody is left the old set stays, since
+    without one no cut could ever be decided again.
+    """
+    stakes: defaultdict[bytes, int] = defaultdict(int)
+    for (validator, _owner), amount in state.bonds.items():
+        stakes[validator] += amount
+    able = [
+        Validator(address, stake)
+        for address, stake in stakes.items()
+        if stake >= state.parameters.min_stake and address not in state.slashed
+    ]
+    able.sort(key=lambda validator: (-validator.stake, validator.address))
+    chosen = sorted(able[:MAX_VALIDATORS], key=lambda validator: validator.address)
+    return tuple(chosen) or state.next_validators
+
+
+def hash_validators(validators: Sequence[Validator]) -> bytes:
+    """Return what a cut names the validators of the next cut by."""
+    return digest(VALIDATORS_DOMAIN, encode(to_value(tuple(validators))))
+
+
+def state_of_rows(rows: Iterable[bytes]) -> State:
+    """Rebuild a state from its rows, each at most 1 KiB. Raises RuleError where they are not the rows of any state.
+
+    The caller compares the root of what comes back with one that it trusts.
+    """
+    given = list(rows)
+    state: State | None = None
+    for raw in given:
+        row = _parse(raw)
+        if isinstance(row, _Head):
+            state = State(row.parameters, row.k, row.supply)
+        elif state is None:
+            raise RuleError("a state's rows begin with its head")
+        elif isinstance(row, _Account):
+            state.accounts[row.address] = Account(row.balance, row.nonce)
+        elif isinstance(row, _Bond):
+            state.bonds[row.validator, row.owner] = row.amount
+        elif isinstance(row, Unbonding):
+            state.unbonding.append(row)
+        elif isinstance(row, _Minted):
+            state.minted.add(row.receipt)
+        elif isinstance(row, _Slashed):
+            state.slashed.add(row.address)
+        elif isinstance(row, _Validator):
+            state.validators += (Validator(row.address, row.stake),)
+        else:
+            state.next_validators += (Validator(row.address, row.stake),)
+    if state is None or sorted(set(state.rows())) != given:
+        raise RuleError("not the rows of a state: unsorted, doubled or without a head")
+    if state.total() != state.supply or state.supply > state.parameters.cap:
+        raise RuleError("the money of the state does not add up to its supply")
+    return state
+
+
+@dataclass(frozen=True)
+class _Head:
+    k: int
+    supply: Money
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class _Account:
+    address: Address
+    balance: Money
+    nonce: int
+
+
+@dataclass(frozen=True)
+class _Bond:
+    validator: Address
+    owner: Address
+    amount: Amount
+
+
+@dataclass(frozen=True)
+class _Minted:
+    receipt: Hash
+
+
+@dataclass(frozen=True)
+class _Slashed:
+    address: Address
+
+
+@dataclass(frozen=True)
+class _Validator:
+    address: Address
+    stake: Amount
+
+
+@dataclass(frozen=True)
+class _Next:
+    address: Address
+    stake: Amount
+
+
+_Row = _Head | _Account | _Bond | Unbonding | _Minted | _Slashed | _Validator | _Next
+_TABLES: tuple[type[_Row], ...] = (_Head, _Account, _Bond, Unbonding, _Minted, _Slashed, _Validator, _Next)
+
+
+def _parse(raw: bytes) -> _Row:
+    value = decode(raw, most=MAX_ROW)
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not int or value[0] >= len(_TABLES):
+        raise CodecError("not a row of a state")
+    try:
+        return from_value(_TABLES[value[0]], value[1])
+    except ConfigError as error:
+        raise RuleError(f"the parameters of the state are not usable: {error}") from error
