@@ -32,7 +32,19 @@ class GetVotes:
     cut: Hash | None
 
 
-Message = Proposal | Vote | Majority | GetVotes | Votes
+@dataclass(frozen=True)
+class InRound:
+    """IN_ROUND: the sender is still in this round. Whoever is in a later one answers with its own votes of this one.
+
+    An explicit question, asked at the pace of sending again: if votes alone called for votes, two peers that moved on
+    would answer each other for ever.
+    """
+
+    k: int
+    round: Round
+
+
+Message = Proposal | Vote | Majority | GetVotes | Votes | InRound
 
 
 @dataclass(frozen=True)

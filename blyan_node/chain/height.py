@@ -38,6 +38,7 @@ from blyan_node.chain.effects import (
     Diverged,
     Effect,
     FetchBlocks,
+    InRound,
     LogEntry,
     Majority,
     ScheduleTimeout,
@@ -422,6 +423,7 @@ class Height:
     def _resend(self, now: int) -> None:
         self._look_again()  # what was asked for may have been lost
         state = self._state(self.round)
+        self.effects.append(Broadcast(InRound(self.base.k, self.round)))
         if state.proposal is not None:
             self.effects.append(Broadcast(state.proposal))
         self.effects += [Broadcast(vote) for vote in self.signed_in(self.round)]

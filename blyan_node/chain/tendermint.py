@@ -31,6 +31,7 @@ from blyan_node.chain.effects import (
     Evidence,
     FetchCuts,
     GetVotes,
+    InRound,
     LogEntry,
     Majority,
     Message,
@@ -114,7 +115,7 @@ class Tendermint:
         replies: list[Effect]
         match message:
             case Vote():
-                replies = self._on_vote(height, message, source, now)
+                replies = self._on_vote(height, message, now)
             case Proposal():
                 replies = self._on_proposal(height, message, source, now)
             case Votes():
@@ -124,6 +125,9 @@ class Tendermint:
             case GetVotes():
                 proof = height.proof(message.round, message.step, message.cut)
                 replies = [] if proof is None else [Send(source, proof)]
+            case InRound():
+                mine = height.signed_in(message.round) if message.round < height.round else []
+                replies = [Send(source, vote) for vote in mine]
         return replies + self._drain()
 
     def on_certificate(self, cut: Cut, certificate: Certificate, source: bytes, now: int) -> list[Effect]:
@@ -164,25 +168,22 @@ class Tendermint:
             kept.append(message)
             del kept[:-MAX_EARLY]
 
-    def _on_vote(self, height: Height, vote: Vote, source: bytes, now: int) -> list[Effect]:
+    def _on_vote(self, height: Height, vote: Vote, now: int) -> list[Effect]:
         if vote.validator not in height.base.validators.stakes:
             raise RuleError("a vote by no validator of this height")
         ballots = height.ballots(vote.round, vote.step)
-        is_new = ballots is None or not ballots.has(vote.cut, vote.validator)
-        if is_new:
-            check_vote(vote, self._network, self._recover)
-        replies = self._catch_up(height, vote.round, source)
-        if is_new:
-            height.on_vote(vote, now)
-            replies += self._evidence(height, vote)
-        return replies
+        if ballots is not None and ballots.has(vote.cut, vote.validator):
+            return []
+        check_vote(vote, self._network, self._recover)
+        height.on_vote(vote, now)
+        return self._evidence(height, vote)
 
     def _on_proposal(self, height: Height, proposal: Proposal, source: bytes, now: int) -> list[Effect]:
         if proposal.proposer != height.proposer(proposal.round):
             raise RuleError("a proposal by another validator than the round's proposer")
         check_proposal(proposal, self._network, self._recover)
-        replies = self._catch_up(height, proposal.round, source)
         height.on_proposal(proposal, source, now)
+        replies: list[Effect] = []
         if (since := proposal.valid_round) is not None and proposal.round == height.round:
             ballots = height.ballots(since, PREVOTE)
             if ballots is None or not ballots.has_quorum(proposal.cut.id):
@@ -207,12 +208,6 @@ class Tendermint:
             return []
         return [Send(source, GetVotes(claim.k, claim.round, claim.step, claim.cut))]
 
-    def _catch_up(self, height: Height, round: int, source: bytes) -> list[Effect]:
-        """Answer a peer in an earlier round with the own votes of that round, which may be all that it lacks."""
-        if round >= height.round:
-            return []
-        return [Send(source, vote) for vote in height.signed_in(round)]
-
     def _evidence(self, height: Height, vote: Vote) -> list[Effect]:
         ballots = height.ballots(vote.round, vote.step)
         rival = None if ballots is None else ballots.rival(vote.cut, vote.validator)
@@ -234,4 +229,4 @@ def abstain_after_loss(final: Mapping[bytes, int], validators: ValidatorSet) -> 
     """
     if not validators.is_quorum(validators.stake_of(final)):
         return None
-    return max(final.values()) + 2
+    return 2 + max(k for address, k in final.items() if address in validators.stakes)

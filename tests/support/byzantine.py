@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from blyan_node.chain.cut import PREVOTE, Cut, Proposal, Vote, sign_proposal, sign_vote
-from blyan_node.chain.effects import Effect
+from blyan_node.chain.effects import Effect, Send, SendCuts
 from tests.support.simulator import NETWORK, FastSigner, Node, Simulation
 
-STYLES = ("silent", "echo", "split", "withhold", "starve", "fork")
+STYLES = ("silent", "echo", "split", "leave", "withhold", "starve", "fork")
 
 
 class Twin(Node):
@@ -22,7 +22,8 @@ class Byzantine(Node):
     """Runs the honest core and distorts what leaves it.
 
     ``silent`` says nothing. ``echo`` votes, to each peer, for what that peer votes for. ``split`` tells a half of the
-    peers its vote and the others nil, and proposes two cuts. ``withhold`` sends what it says to some. ``starve``
+    peers its vote and the others nil, and proposes two cuts. ``leave`` does so for a while, then falls silent.
+    ``withhold`` sends what it says to some. ``starve``
     proposes cuts that leave out what others wrote. ``fork`` writes two blocks in one place.
     """
 
@@ -37,17 +38,25 @@ class Byzantine(Node):
     def signer(self) -> FastSigner:
         return FastSigner(self.address)
 
+    @property
+    def is_silent(self) -> bool:
+        return self.style == "silent" or (self.style == "leave" and self.net.now > self.net.settings.chaos_ms)
+
     def others(self) -> list[Node]:
         return [node for node in self.net.nodes if node is not self]
 
+    def execute(self, effect: Effect) -> None:
+        if not (self.is_silent and isinstance(effect, Send | SendCuts)):
+            super().execute(effect)
+
     def run(self, effects: list[Effect]) -> None:
-        heads = self.heads_for_cut() if self.style == "split" else ()
+        heads = self.heads_for_cut() if self.style in ("split", "leave") else ()
         if heads and heads not in self.seen_heads:
             self.seen_heads = [*self.seen_heads[-4:], heads]
         super().run(effects)
 
     def broadcast(self, message: Any) -> None:
-        if self.style == "silent":
+        if self.is_silent:
             return
         is_own = isinstance(message, Vote) or (isinstance(message, Proposal) and message.proposer == self.address)
         for node in self.others():
@@ -60,10 +69,10 @@ class Byzantine(Node):
         if isinstance(message, Proposal):
             if self.style == "starve":
                 return self.propose(message, self.starving_heads())
-            if self.style == "split" and self.seen_heads:
+            if self.style in ("split", "leave") and self.seen_heads:
                 return self.propose(message, self.net.random.choice(self.seen_heads))
             return message
-        if self.style in ("split", "echo"):
+        if self.style in ("split", "leave", "echo"):
             return self.vote(message, self.net.random.choice([None, message.cut]))
         return message
 
@@ -97,7 +106,7 @@ class Byzantine(Node):
             self.net.send(self, source, "bft", self.vote(content, content.cut))
 
     def write(self, *, payload: bool) -> None:
-        if self.style == "silent":
+        if self.is_silent:
             return
         if self.style != "fork" or self.last is None or self.net.random.random() < 0.7:
             super().write(payload=payload)
