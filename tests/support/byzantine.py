@@ -7,7 +7,8 @@ from typing import Any
 
 from blyan_node.chain.cut import PREVOTE, Cut, Proposal, Vote, sign_proposal, sign_vote
 from blyan_node.chain.effects import Effect, Send, SendCuts
-from tests.support.simulator import NETWORK, FastSigner, Node, Simulation
+from tests.support.simulator import Node, Simulation
+from tests.support.universe import NETWORK, FastSigner
 
 STYLES = ("silent", "echo", "split", "leave", "withhold", "starve", "fork")
 

@@ -41,7 +41,7 @@ from blyan_node.chain.height import Base, Timing, Window
 from blyan_node.chain.tendermint import MAX_EARLY, Tendermint
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.errors import RuleError, SignatureError
-from tests.support.simulator import NETWORK, FastSigner, address, fast_recover
+from tests.support.universe import NETWORK, FastSigner, address, fast_recover
 
 TIMING = Timing()
 SET = ValidatorSet.of(Validator(address(i), 10) for i in range(4))
