@@ -163,7 +163,12 @@ class DoubleVote:
 
 def vote_digest(network: bytes, k: int, round: int, step: int, cut: bytes | None) -> bytes:
     """Return the 32 bytes that a vote signs."""
-    return digest(VOTE_DOMAIN, encode([network, k, round, step, cut]))
+    return digest(VOTE_DOMAIN, vote_payload(network, k, round, step, cut))
+
+
+def vote_payload(network: bytes, k: int, round: int, step: int, cut: bytes | None) -> bytes:
+    """Return what a vote says, byte for byte as it is signed: what evidence of a double vote carries."""
+    return encode([network, k, round, step, cut])
 
 
 def proposal_digest(network: bytes, k: int, round: int, valid_round: int | None, cut: bytes) -> bytes:

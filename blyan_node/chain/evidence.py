@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from blyan_node.chain.block import BLOCK_DOMAIN, MAX_HEADER, Header
+from blyan_node.chain.cut import VOTE_DOMAIN
 from blyan_node.chain.keys import address_of, digest, recover
 from blyan_node.chain.records import Evidence, Hash, Signed
 from blyan_node.codec import unpack
 from blyan_node.errors import RuleError
 
-VOTE_DOMAIN = b"blyan/vote/1"
 MAX_VOTE = 128
 
 
