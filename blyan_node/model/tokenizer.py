@@ -65,7 +65,7 @@ def _check_model(data: bytes) -> None:
         model = json.loads(data)["model"]
         kind, prefix = model["type"], model.get("continuing_subword_prefix")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the tokenizer has no readable model ({error!r}): fetch it again") from error
+        raise CheckpointError(f"the tokenizer cannot be read ({error!r}): fetch it again") from error
     if kind != "BPE" or prefix not in (None, ""):
         raise CheckpointError(
             f"a tokenizer of kind {kind!r:.20} with prefix {prefix!r:.20}; only plain BPE is supported"
