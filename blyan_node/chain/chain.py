@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from blyan_node.chain.block import CHAINS, Block
+from blyan_node.chain.closing import Closing
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, digest, load_or_create_key
 from blyan_node.chain.records import sign_record
@@ -18,7 +17,7 @@ WIDTH = 16
 """Validators of a private chain, hence the most blocks that can stand side by side."""
 
 
-class Chain:
+class Chain(Closing):
     """A private devnet in a directory: one owner, who holds the keys of all its validators.
 
     Blocks of one author follow one another, so blocks that stand side by side need different authors: each is written
@@ -60,11 +59,3 @@ class Chain:
     def close(self) -> None:
         """Close the database."""
         self.replica.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

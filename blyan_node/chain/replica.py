@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from blyan_node.chain.block import CHAINS, Anchor, Block, decode_block, make_block, peek_id
 from blyan_node.chain.catalog import Catalog, Entry, entries_of
+from blyan_node.chain.closing import Closing
 from blyan_node.chain.dag import Dag, Node
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, show_address
@@ -78,7 +77,7 @@ class Surplus:
 Outcome = Accepted | Known | Orphan | Surplus
 
 
-class Replica:
+class Replica(Closing):
     """See the module. A context manager; opening reads heads, branches and the catalog's records, not all blocks."""
 
     def __init__(self, store: Store, genesis: Genesis, *, orphans: Orphans | None = None) -> None:
@@ -111,14 +110,6 @@ class Replica:
     def close(self) -> None:
         """Close the database."""
         self._tables.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # What is here
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 import plyvel
 
+from blyan_node.chain.closing import Closing
 from blyan_node.errors import AlreadyRunning, DiskFull, StoreError
 
 Batch = list[tuple[bytes, bytes | None]]
@@ -48,7 +48,7 @@ class Prefix(bytes, Enum):
         return self.value + b"".join(part if isinstance(part, bytes) else part.to_bytes(8, "big") for part in parts)
 
 
-class Store:
+class Store(Closing):
     """A LevelDB database in a directory of its own, which it locks. A context manager."""
 
     def __init__(self, directory: Path) -> None:
@@ -112,14 +112,6 @@ class Store:
     def close(self) -> None:
         """Close and unlock."""
         self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
