@@ -14,7 +14,7 @@ from blyan_node.testnet.local import Node, Testnet, wait_until
 from tests.support.daemons import PART, WITHIN, greedy, idle, peer_of, publish, serves, text_of
 from tests.support.models import tiny_checkpoint
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.chaos
 
 UNITS = 6
 PROMPT = "Tell me of the sea"
