@@ -7,28 +7,20 @@ mints them. Here a test authority takes the judges' place, and relaying closes a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 
-from blyan_node.chain.genesis import Genesis
+from blyan_node.chain.genesis import DEVNET, Genesis
 from blyan_node.chain.keys import ADDRESS_SIZE, Key, digest
 from blyan_node.chain.ledger import Folded, Receipt, fold
 from blyan_node.chain.money import NANO, parse_bly
 from blyan_node.chain.order import Carried
-from blyan_node.chain.records import MAX_MONEY
-from blyan_node.chain.state import Parameters, State, genesis_state
+from blyan_node.chain.state import State, genesis_state
 from blyan_node.errors import RequestError, RuleError
 
 PROOF_DOMAIN = b"blyan/test-proof/1"
 AUTHORITY = Key(digest(b"blyan/test-authority/1", b""))
-PARAMETERS = Parameters(
-    cap=MAX_MONEY,
-    epoch=10,
-    unbonding=100,
-    min_stake=1,
-    slash_millionths=100_000,
-    faucet_per_record=0,
-    faucet_per_cut=0,
-)
+PARAMETERS = replace(DEVNET, faucet_per_record=0, faucet_per_cut=0)
 
 
 class TransactionChain:
@@ -36,8 +28,8 @@ class TransactionChain:
 
     def __init__(self, state: State | None = None) -> None:
         """Start from a state, or from one in which nobody owns anything."""
-        self.genesis = Genesis.make("private T", {AUTHORITY.address: 1}, created_ms=0)
-        self.state = genesis_state(self.genesis, PARAMETERS, {}) if state is None else state
+        self.genesis = Genesis.make("private T", {AUTHORITY.address: 1}, created_ms=0, parameters=PARAMETERS)
+        self.state = genesis_state(self.genesis) if state is None else state
 
     def close_cut(self, records: Sequence[Carried] = (), receipts: Sequence[Receipt] = ()) -> Folded:
         """Fold one cut."""

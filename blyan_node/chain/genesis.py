@@ -11,19 +11,66 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from blyan_node.chain.keys import parse_address, show_address
-from blyan_node.chain.records import Address
+from blyan_node.chain.records import MAX_MONEY, Address, Amount
 from blyan_node.codec import Bound, Size, from_value, pack, to_value
 from blyan_node.errors import CodecError, ConfigError, RuleError
 
-FORMAT = 1
-MAX_STAKE = 10**18
+FORMAT = 2
 MAX_VALIDATORS = 100
+MAX_BALANCES = 4096
+MILLION = 1_000_000
+
+Money = Annotated[int, Bound(MAX_MONEY)]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a network fixes in its genesis. Amounts are in nano-BLY, periods in cuts.
+
+    ``cap`` bounds the supply for ever. The validator set changes every ``epoch`` cuts. ``unbonding`` is how long money
+    stays within reach of slashing after it was unbonded. ``min_stake`` is the least that makes a validator.
+    ``slash_millionths`` of an offender's stake is burnt. A faucet gives at most ``faucet_per_record`` and
+    ``faucet_per_cut``; both 0 except on test nets. Carriers ask at least ``fee_per_byte`` for each byte of a record.
+    """
+
+    cap: Money
+    epoch: Annotated[int, Bound(MILLION, 1)]
+    unbonding: Annotated[int, Bound(10**9, 1)]
+    min_stake: Amount
+    slash_millionths: Annotated[int, Bound(MILLION)]
+    faucet_per_record: Money
+    faucet_per_cut: Money
+    fee_per_byte: Money
+
+    def __post_init__(self) -> None:
+        if self.unbonding < self.epoch + 2:
+            raise ConfigError(
+                f"unbonding takes {self.unbonding} cuts, but a validator decides until {self.epoch + 2} cuts after it "
+                "has unbonded: it could cheat with nothing at stake. Make unbonding longer or the epoch shorter"
+            )
+
+
+DEVNET = Parameters(
+    cap=MAX_MONEY,
+    epoch=10,
+    unbonding=100,
+    min_stake=1,
+    slash_millionths=50_000,
+    faucet_per_record=1_000 * 10**9,
+    faucet_per_cut=10_000 * 10**9,
+    fee_per_byte=0,
+)
+"""For private and test nets: a faucet, no fees, short periods."""
+
+
+PARAMETERS = tuple(each.name for each in fields(Parameters))
 
 
 @dataclass(frozen=True)
@@ -31,30 +78,56 @@ class Validator:
     """A bonded key: it may author blocks. ``stake`` is in nano-BLY."""
 
     address: Address
-    stake: Annotated[int, Bound(MAX_STAKE, 1)]
+    stake: Amount
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What an address owns from the start, in nano-BLY."""
+
+    address: Address
+    amount: Amount
 
 
 @dataclass(frozen=True)
 class Genesis:
-    """The parameters of a network; validators are sorted by address, so one set has one id."""
+    """A network's beginning. Validators and balances are sorted by address, so one beginning has one id."""
 
     format: Annotated[int, Bound(FORMAT, FORMAT)]
     name: Annotated[str, Size(64, 1)]
     created_ms: int
+    parameters: Parameters
     validators: Annotated[tuple[Validator, ...], Size(MAX_VALIDATORS, 1)]
+    balances: Annotated[tuple[Balance, ...], Size(MAX_BALANCES)]
 
     @classmethod
-    def make(cls, name: str, validators: dict[bytes, int], *, created_ms: int) -> Genesis:
-        """Make a genesis from stakes by address. Raises ConfigError where it breaks a bound."""
-        ordered = tuple(Validator(address, stake) for address, stake in sorted(validators.items()))
+    def make(
+        cls,
+        name: str,
+        validators: Mapping[bytes, int],
+        *,
+        created_ms: int,
+        parameters: Parameters = DEVNET,
+        balances: Mapping[bytes, int] | None = None,
+    ) -> Genesis:
+        """Make a genesis from stakes and balances by address. Raises ConfigError where it breaks a bound."""
+        staked = tuple(Validator(address, stake) for address, stake in sorted(validators.items()))
+        owned = tuple(Balance(address, amount) for address, amount in sorted((balances or {}).items()))
         try:
-            genesis = from_value(cls, to_value([FORMAT, name, created_ms, ordered]))
+            genesis = from_value(cls, to_value([FORMAT, name, created_ms, parameters, staked, owned]))
             pack(genesis)
         except CodecError as error:
             raise ConfigError(f"not a usable genesis: {error}") from error
-        if sum(validators.values()) > MAX_STAKE:
-            raise ConfigError(f"the stakes of a genesis add up to at most {MAX_STAKE} nano-BLY")
+        if genesis.supply > parameters.cap:
+            raise ConfigError(f"the genesis hands out {genesis.supply} nano-BLY; the cap is {parameters.cap}")
+        if any(stake < parameters.min_stake for stake in validators.values()):
+            raise ConfigError(f"a validator has less than the least stake, {parameters.min_stake} nano-BLY")
         return genesis
+
+    @cached_property
+    def supply(self) -> int:
+        """All the money that the network begins with, in nano-BLY."""
+        return sum(each.stake for each in self.validators) + sum(each.amount for each in self.balances)
 
     @cached_property
     def network(self) -> bytes:
@@ -73,9 +146,13 @@ class Genesis:
             f"name = {_quoted(self.name)}",
             f"created_ms = {self.created_ms}",
         ]
-        for validator in self.validators:
-            address = show_address(validator.address)
-            lines += ["", "[[validators]]", f'address = "{address}"', f"stake = {validator.stake}"]
+        lines += ["", "[parameters]", *(f"{name} = {getattr(self.parameters, name)}" for name in PARAMETERS)]
+        for table, name, entries in (
+            ("validators", "stake", [(each.address, each.stake) for each in self.validators]),
+            ("balances", "amount", [(each.address, each.amount) for each in self.balances]),
+        ):
+            for address, amount in entries:
+                lines += ["", f"[[{table}]]", f'address = "{show_address(address)}"', f"{name} = {amount}"]
         return "\n".join(lines) + "\n"
 
     def save(self, path: Path) -> None:
@@ -101,22 +178,36 @@ def parse_genesis(text: str) -> Genesis:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not TOML: {error}") from error
-    _only(table, {"format", "name", "created_ms", "validators"}, "the file")
+    _only(table, {"format", "name", "created_ms", "parameters", "validators", "balances"}, "the file")
     if (version := _get(table, "format", int)) != FORMAT:
         raise ConfigError(f"format {version} is not known to this version; it knows {FORMAT}")
-    stakes: dict[bytes, int] = {}
-    for entry in _get(table, "validators", list):
+    given = _get(table, "parameters", dict)
+    _only(given, set(PARAMETERS), "parameters")
+    parameters = Parameters(**{name: _get(given, name, int) for name in PARAMETERS})
+    return Genesis.make(
+        _get(table, "name", str),
+        _amounts(_get(table, "validators", list), "validators", "stake"),
+        created_ms=_get(table, "created_ms", int),
+        parameters=parameters,
+        balances=_amounts(table.get("balances", []), "balances", "amount"),
+    )
+
+
+def _amounts(entries: Any, table: str, name: str) -> dict[bytes, int]:
+    """Read ``[[table]]`` entries of an address and an amount."""
+    amounts: dict[bytes, int] = {}
+    for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict):
-            raise ConfigError("validators takes tables: write [[validators]]")
-        _only(entry, {"address", "stake"}, "a validator")
+            raise ConfigError(f"{table} takes tables: write [[{table}]]")
+        _only(entry, {"address", name}, f"an entry of {table}")
         try:
             address = parse_address(_get(entry, "address", str))
         except RuleError as error:
             raise ConfigError(str(error)) from error
-        if address in stakes:
-            raise ConfigError(f"{show_address(address)} is listed twice")
-        stakes[address] = _get(entry, "stake", int)
-    return Genesis.make(_get(table, "name", str), stakes, created_ms=_get(table, "created_ms", int))
+        if address in amounts:
+            raise ConfigError(f"{show_address(address)} is listed twice in {table}")
+        amounts[address] = _get(entry, name, int)
+    return amounts
 
 
 def _quoted(text: str) -> str:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from blyan_node.chain.evidence import check_evidence
+from blyan_node.chain.genesis import MILLION
 from blyan_node.chain.keys import digest
 from blyan_node.chain.order import Carried
 from blyan_node.chain.records import (
@@ -41,7 +42,7 @@ from blyan_node.chain.records import (
     Transfer,
     Unbond,
 )
-from blyan_node.chain.state import MILLION, Account, State, Unbonding, choose_validators
+from blyan_node.chain.state import Account, State, Unbonding, choose_validators
 from blyan_node.codec import encode
 from blyan_node.errors import RuleError
 

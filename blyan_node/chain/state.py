@@ -11,49 +11,20 @@ starts from.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
-from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis, Validator
+from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis, Money, Parameters, Validator
 from blyan_node.chain.keys import digest
 from blyan_node.chain.merkle import Tree, leaf_hash
-from blyan_node.chain.records import MAX_MONEY, Address, Amount, Hash
-from blyan_node.codec import Bound, decode, encode, from_value, to_value
+from blyan_node.chain.records import Address, Amount, Hash
+from blyan_node.codec import decode, encode, from_value, to_value
 from blyan_node.errors import CodecError, ConfigError, RuleError
 
 STATE_DOMAIN = b"blyan/state/1"
 VALIDATORS_DOMAIN = b"blyan/validators/1"
-MILLION = 1_000_000
 MAX_ROW = 1024
-
-Money = Annotated[int, Bound(MAX_MONEY)]
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What a network fixes in its genesis. Amounts are in nano-BLY, periods in cuts.
-
-    ``cap`` bounds the supply for ever. The validator set changes every ``epoch`` cuts. ``unbonding`` is how long money
-    stays within reach of slashing after it was unbonded. ``min_stake`` is the least that makes a validator.
-    ``slash_millionths`` of an offender's stake is burnt. A faucet gives at most ``faucet_per_record`` and
-    ``faucet_per_cut``; both 0 except on test nets.
-    """
-
-    cap: Money
-    epoch: Annotated[int, Bound(MILLION, 1)]
-    unbonding: Annotated[int, Bound(10**9, 1)]
-    min_stake: Amount
-    slash_millionths: Annotated[int, Bound(MILLION)]
-    faucet_per_record: Money
-    faucet_per_cut: Money
-
-    def __post_init__(self) -> None:
-        if self.unbonding < self.epoch + 2:
-            raise ConfigError(
-                f"unbonding takes {self.unbonding} cuts, but a validator decides until {self.epoch + 2} cuts after it "
-                "has unbonded: it could cheat with nothing at stake. Make unbonding longer or the epoch shorter"
-            )
 
 
 @dataclass(frozen=True)
@@ -153,21 +124,17 @@ class State:
         return digest(STATE_DOMAIN, encode([len(rows), Tree([leaf_hash(row) for row in rows]).root]))
 
 
-def genesis_state(genesis: Genesis, parameters: Parameters, balances: Mapping[bytes, int]) -> State:
-    """Return the state at cut 0: each validator's stake is bonded by itself, ``balances`` are what others own.
-
-    Raises ConfigError where that is more than the cap, or a stake is below the least.
-    """
-    accounts = {address: Account(balance) for address, balance in balances.items() if balance}
+def genesis_state(genesis: Genesis) -> State:
+    """Return the state at cut 0: each validator's stake is bonded by itself, ``balances`` are what others own."""
+    accounts = {balance.address: Account(balance.amount) for balance in genesis.balances}
     bonds = {(validator.address, validator.address): validator.stake for validator in genesis.validators}
-    supply = sum(bonds.values()) + sum(balances.values())
-    if min(balances.values(), default=0) < 0 or supply > parameters.cap:
-        raise ConfigError(f"the genesis hands out {supply} nano-BLY; the cap is {parameters.cap}")
-    if any(stake < parameters.min_stake for stake in bonds.values()):
-        raise ConfigError(f"a validator of the genesis has less than the least stake, {parameters.min_stake} nano-BLY")
-    validators = genesis.validators
     return State(
-        parameters, supply=supply, accounts=accounts, bonds=bonds, validators=validators, next_validators=validators
+        genesis.parameters,
+        supply=genesis.supply,
+        accounts=accounts,
+        bonds=bonds,
+        validators=genesis.validators,
+        next_validators=genesis.validators,
     )
 
 

@@ -64,8 +64,8 @@ def test_nobody_is_paid_for_a_receipt_that_was_never_granted(chains):
 
 
 def test_no_reward_is_paid_above_the_cap():
-    genesis = Genesis.make("small", {KEYS[0].address: 10}, created_ms=0)
-    tx_chain, pol_chain = TransactionChain(genesis_state(genesis, PARAMETERS, {})), PoLChain()
+    genesis = Genesis.make("small", {KEYS[0].address: 10}, created_ms=0, parameters=PARAMETERS)
+    tx_chain, pol_chain = TransactionChain(genesis_state(genesis)), PoLChain()
     bridge = CrossChainBridge(tx_chain, pol_chain)
     with pytest.raises(RuleError, match="all the money"):
         bridge.relay_reward(pol_chain.create_reward_receipt(ADDRESS, "0.000009991", "proof"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from blyan_node.chain.evidence import VOTE_DOMAIN
-from blyan_node.chain.genesis import Genesis
+from blyan_node.chain.genesis import Genesis, Parameters
 from blyan_node.chain.keys import Key, digest
 from blyan_node.chain.ledger import Folded, Receipt, fold
 from blyan_node.chain.order import Carried
 from blyan_node.chain.records import Arguments, Evidence, Record, Signed, make_record
-from blyan_node.chain.state import Parameters, State, genesis_state
+from blyan_node.chain.state import State, genesis_state
 from blyan_node.codec import encode
 from tests.support.chains import KEYS, NETWORK, Forge
 
@@ -24,14 +24,23 @@ PARAMETERS = Parameters(
     slash_millionths=250_000,
     faucet_per_record=50,
     faucet_per_cut=80,
+    fee_per_byte=0,
 )
-STAKES = Genesis.make("money", {key.address: 100 for key in VALIDATORS}, created_ms=0)
+BALANCES = {key.address: 1000 for key in USERS}
+
+
+def beginning(balances: dict[bytes, int] = BALANCES, **parameters: int) -> Genesis:
+    """Three validators with 100 each; four users with 1,000 each."""
+    stakes = {key.address: 100 for key in VALIDATORS}
+    return Genesis.make("money", stakes, created_ms=0, parameters=replace(PARAMETERS, **parameters), balances=balances)
+
+
+STAKES = beginning()
 
 
 def start(**parameters: int) -> State:
-    """Cut 0: three validators with 100 each, four users with 1,000 each."""
-    balances = {key.address: 1000 for key in USERS}
-    return genesis_state(STAKES, replace(PARAMETERS, **parameters), balances)
+    """Cut 0 of :func:`beginning`."""
+    return genesis_state(beginning(**parameters))
 
 
 def put(key: Key, nonce: int, arguments: Arguments, *, fee: int = 0, **options: int) -> Carried:

@@ -33,7 +33,8 @@ from blyan_node.chain.cut import (
     sign_vote,
 )
 from blyan_node.chain.effects import GetVotes, InRound, LogEntry, Majority
-from blyan_node.chain.genesis import MAX_STAKE, MAX_VALIDATORS, Validator
+from blyan_node.chain.genesis import MAX_VALIDATORS, Validator
+from blyan_node.chain.records import MAX_MONEY
 from blyan_node.chain.tendermint import abstain_after_loss
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import MAX_INT, pack, unpack
@@ -140,7 +141,7 @@ def test_a_cut_out_of_bounds_does_not_decode(broken):
 
 
 @pytest.mark.parametrize(
-    ("total", "enough"), [(1, 1), (2, 2), (3, 3), (4, 3), (6, 5), (7, 5), (10, 7), (MAX_STAKE, None)]
+    ("total", "enough"), [(1, 1), (2, 2), (3, 3), (4, 3), (6, 5), (7, 5), (10, 7), (MAX_MONEY, None)]
 )
 def test_a_quorum_is_more_than_two_thirds(total, enough):
     enough = enough or 2 * total // 3 + 1

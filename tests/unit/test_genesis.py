@@ -6,20 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blyan_node.chain.genesis import MAX_STAKE, Genesis, load_genesis, parse_genesis
-from blyan_node.codec import encode
+from blyan_node.chain.genesis import DEVNET, Genesis, load_genesis, parse_genesis
+from blyan_node.chain.records import MAX_MONEY
+from blyan_node.codec import encode, to_value
 from blyan_node.errors import ConfigError
 from tests.support.chains import GENESIS, KEYS
 
 TEXT = """
-format = 1
+format = 2
 name = "devnet"
 created_ms = 1700000000000
+
+[parameters]
+cap = 1000000000000000000
+epoch = 10
+unbonding = 100
+min_stake = 1
+slash_millionths = 50000
+faucet_per_record = 1000000000000
+faucet_per_cut = 10000000000000
+fee_per_byte = 0
 
 [[validators]]
 address = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
 stake = 5
 """
+VALIDATOR = TEXT[TEXT.index("[[") :]
+POOR = '[[balances]]\naddress = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"\namount = 0\n'
 
 
 @given(
@@ -37,7 +50,10 @@ def test_a_genesis_survives_its_file(name, stakes, created_ms):
 
 def test_the_network_is_the_hash_of_the_canonical_form(tmp_path):
     validators = [[key.address, 10] for key in sorted(KEYS, key=lambda key: key.address)]
-    assert GENESIS.network == hashlib.sha256(encode([1, b"test", 1_700_000_000_000, validators])).digest()
+    assert (
+        GENESIS.network
+        == hashlib.sha256(encode([2, b"test", 1_700_000_000_000, to_value(DEVNET), validators, []])).digest()
+    )
     GENESIS.save(tmp_path / "genesis.toml")
     assert load_genesis(tmp_path / "genesis.toml") == GENESIS
     assert GENESIS.bonded == {key.address for key in KEYS}
@@ -58,18 +74,25 @@ def test_every_part_makes_another_network():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("format = 1", "format = 2", "format 2 is not known"),
-        ("format = 1", "", "format is missing"),
-        ("format = 1", "format = 1\nextra = 2", "unknown names: extra"),
-        ("stake = 5", "stake = 5\nweight = 1", "a validator has unknown names: weight"),
+        ("format = 2", "format = 3", "format 3 is not known"),
+        ("format = 2", "", "format is missing"),
+        ("format = 2", "format = 2\nextra = 2", "unknown names: extra"),
+        ("stake = 5", "stake = 5\nweight = 1", "an entry of validators has unknown names: weight"),
         ("stake = 5", "stake = 0", "not a usable genesis"),
         ("stake = 5", "stake = -1", "not a usable genesis"),
         ("stake = 5", "stake = 5.0", "stake takes int"),
         ("stake = 5", "stake = true", "stake takes int"),
         ("stake = 5", "", "stake is missing"),
-        ("stake = 5", f"stake = {MAX_STAKE + 1}", "not a usable genesis"),
+        ("stake = 5", f"stake = {MAX_MONEY + 1}", "not a usable genesis"),
         ("0x5aAeb", "0x5AAeb", "checksum"),
         ("0x5aAeb", "x5aAeb", "is not an address"),
+        ("[parameters]", "[unknown]", "unknown names: unknown"),
+        ("epoch = 10", "epoch = 0", "not a usable genesis"),
+        ("epoch = 10", "epoch = 99", "nothing at stake"),
+        ("epoch = 10", "epochs = 10", "unknown names: epochs"),
+        ("cap = 1000000000000000000", "cap = 4", "hands out 5"),
+        ("min_stake = 1", "min_stake = 6", "less than the least stake"),
+        ("[[validators]]", f"{POOR}\n[[validators]]", "not a usable"),
         ('"devnet"', "7", "name takes str"),
         ('"devnet"', '""', "not a usable genesis"),
         ("1700000000000", "-1", "not a usable genesis"),
@@ -77,8 +100,9 @@ def test_every_part_makes_another_network():
         ("[[validators]]", "[validators]", "validators takes list"),
         ("name =", "name", "not TOML"),
         ("stake = 5", 'stake = 5\n[[validators]]\naddress = "0x5aaeb6053f3e94c9b9a09f33669435e7ef1beaed"', "twice"),
-        (TEXT[TEXT.index("[[") :], "validators = []", "not a usable genesis"),
-        (TEXT[TEXT.index("[[") :], "validators = [1]", "takes tables"),
+        (VALIDATOR, "[[validators]]", "address is missing"),
+        (VALIDATOR, "", "validators is missing"),
+        ("[parameters]", "validators = []\n[parameters]", "not TOML"),
     ],
 )
 def test_a_faulty_file_is_refused_by_name(tmp_path, old, new, message):
@@ -99,5 +123,5 @@ def test_unreadable_files(tmp_path):
 
 
 def test_stakes_are_bounded_in_sum():
-    with pytest.raises(ConfigError, match="add up"):
-        Genesis.make("rich", {key.address: MAX_STAKE for key in KEYS[:2]}, created_ms=0)
+    with pytest.raises(ConfigError, match="hands out"):
+        Genesis.make("rich", {key.address: MAX_MONEY for key in KEYS[:2]}, created_ms=0)

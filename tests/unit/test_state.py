@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from blyan_node.chain.genesis import Validator
+from blyan_node.chain.genesis import Parameters, Validator
 from blyan_node.chain.keys import digest
 from blyan_node.chain.merkle import check_proof, leaf_hash
 from blyan_node.chain.records import Bond, Transfer, Unbond
 from blyan_node.chain.state import (
     Account,
-    Parameters,
     State,
     choose_validators,
     genesis_state,
@@ -20,7 +19,7 @@ from blyan_node.chain.state import (
 )
 from blyan_node.codec import encode
 from blyan_node.errors import ConfigError, RuleError
-from tests.support.money import PARAMETERS, STAKES, USERS, VALIDATORS, Receipt, cut, double_vote, put, start
+from tests.support.money import PARAMETERS, STAKES, USERS, VALIDATORS, Receipt, beginning, cut, double_vote, put, start
 
 ALICE, BOB, CAROL, _ = USERS
 
@@ -56,12 +55,12 @@ def test_the_genesis_state():
     ],
 )
 def test_a_genesis_that_hands_out_too_much_or_stakes_too_little(changes, balances, good):
-    parameters = replace(PARAMETERS, **changes)
     if good:
-        assert genesis_state(STAKES, parameters, balances).supply <= parameters.cap
+        genesis = beginning(balances, **changes)
+        assert genesis_state(genesis).supply == genesis.supply <= genesis.parameters.cap
     else:
         with pytest.raises(ConfigError):
-            genesis_state(STAKES, parameters, balances)
+            beginning(balances, **changes)
 
 
 def test_unbonding_must_outlast_the_power_to_cheat():
@@ -101,7 +100,7 @@ def test_the_set_of_validators_has_a_hash():
 
 def test_the_root_is_that_of_the_tree_over_sorted_rows():
     state = State(PARAMETERS, accounts={b"\2" * 20: Account(7, 1), b"\1" * 20: Account(3, 0)}, supply=10)
-    head = encode([0, [0, 10, [10_000, 3, 6, 10, 250_000, 50, 80]]])
+    head = encode([0, [0, 10, [10_000, 3, 6, 10, 250_000, 50, 80, 0]]])
     one, two = encode([1, [b"\1" * 20, 3, 0]]), encode([1, [b"\2" * 20, 7, 1]])
     assert state.rows() == [head, one, two]
     leaves = [hashlib.sha256(b"\0" + row).digest() for row in (head, one, two)]
