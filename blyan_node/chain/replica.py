@@ -6,7 +6,6 @@ before memory changes, so a failed write leaves all as it was, and a crash at an
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,19 @@ from itertools import islice
 from pathlib import Path
 
 from blyan_node.chain.block import CHAINS, Anchor, Block, decode_block, make_block, peek_id
-from blyan_node.chain.catalog import Catalog, Entry, entries_of
+from blyan_node.chain.catalog import Catalog
 from blyan_node.chain.closing import Closing
 from blyan_node.chain.dag import Dag, Node
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, show_address
+from blyan_node.chain.order import item_of
 from blyan_node.chain.orphans import Orphans
 from blyan_node.chain.records import Record
 from blyan_node.chain.rules import check_author, check_in_context, check_in_isolation
+from blyan_node.chain.state import genesis_state
 from blyan_node.chain.store import Store
 from blyan_node.chain.tables import Tables
+from blyan_node.chain.view import View, make_view
 from blyan_node.errors import ConfigError, LocalError, RuleError
 
 FORMAT = 1
@@ -78,7 +80,7 @@ Outcome = Accepted | Known | Orphan | Surplus
 
 
 class Replica(Closing):
-    """See the module. A context manager; opening reads heads, branches and the catalog's records, not all blocks."""
+    """See the module. A context manager; opening reads heads and branches, not all blocks."""
 
     def __init__(self, store: Store, genesis: Genesis, *, orphans: Orphans | None = None) -> None:
         """Use an open store, which the replica closes. Raises StoreError where it is of another network or format."""
@@ -94,7 +96,7 @@ class Replica(Closing):
             heads=self._tables.heads(),
             branches=self._tables.branches(),
         )
-        self._entries = sorted(entry for block in self._tables.with_records() for entry in entries_of(block))
+        self._view: View | None = None
         self._catalog: Catalog | None = None
 
     @classmethod
@@ -155,10 +157,31 @@ class Replica(Closing):
         return (raw for id in self._tables.ids(CHAINS, after) if (raw := self.get(id)) is not None)
 
     def catalog(self) -> Catalog:
-        """Return the models on the chain, tentatively: folded anew where records arrived since the last call."""
+        """Return the models on the chain, tentatively: folded anew where blocks arrived since the last call."""
         if self._catalog is None:
-            self._catalog = Catalog(self._entries)
+            self._catalog = Catalog(self.view().tentative)
         return self._catalog
+
+    def next_nonce(self, address: bytes) -> int:
+        """Return the nonce of an address's next record, behind all that are here and take effect."""
+        return self.view().next_nonce(address)
+
+    def view(self) -> View:
+        """Return the ledger as of now, on top of the genesis: no cut is final here yet."""
+        if self._view is None:
+            self._view = make_view(
+                genesis_state(self.genesis),
+                map(item_of, self._tables.ordered(CHAINS, None)),
+                network=self.genesis.network,
+                reaches=self._reaches,
+                equivocators=frozenset(),  # all blocks lie in the window, so their order finds these
+                lookup=lambda _: None,
+            )
+        return self._view
+
+    def _reaches(self, one: bytes, other: bytes) -> bool:
+        above, below = self._dag.node(one), self._dag.node(other)
+        return above is not None and below is not None and above.reaches(below)
 
     def is_equivocator(self, author: bytes) -> bool:
         """Tell whether two blocks here prove that an author forked its own chain."""
@@ -281,13 +304,11 @@ class Replica(Closing):
         parents = [node for parent in block.header.parents if (node := self._dag.node(parent))]
         check_in_context(block.header, parents, self._dag)
         placed = self._dag.place(block, parents)
-        entries = entries_of(block)
-        self._tables.add(block, placed, count=self._count + 1, in_catalog=bool(entries))
+        self._tables.add(block, placed, count=self._count + 1, in_catalog=False)
         self._dag.apply(placed)
         self._count += 1
         self._surplus.pop(block.id, None)
-        if entries:
-            self._take_entries(entries)
+        self._view = self._catalog = None
 
     def _adopt(self, block: Block) -> Accepted:
         """Add what waited for a block, and what waited for that, level by level."""
@@ -318,8 +339,3 @@ class Replica(Closing):
         while len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)
         return refusals
-
-    def _take_entries(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            insort(self._entries, entry)
-        self._catalog = None
