@@ -116,8 +116,9 @@ def parse_address(text: str) -> bytes:
 def load_or_create_key(path: Path) -> Key:
     """Read the key at ``path`` (64 hex digits, mode 600), or create it there on first use.
 
-    Creation is atomic: of several processes that start at once one writes, and all load the same key. Raises
-    LocalError where the file is readable by others, cannot be read, or holds no key.
+    Creation is atomic: of several processes that start at once one writes, and all load the same key. Beside a key
+    that was made here lies an empty file, see :func:`unused_mark`. Raises LocalError where the file is readable by
+    others, cannot be read, or holds no key.
     """
     try:
         if not path.exists():
@@ -125,6 +126,11 @@ def load_or_create_key(path: Path) -> Key:
         return _load(path)
     except OSError as error:
         raise LocalError(f"cannot read or write the key file {path}: {error.strerror or error}") from error
+
+
+def unused_mark(path: Path) -> Path:
+    """Return the file that lies beside a key until its first use: while it does, no signature of the key is lost."""
+    return path.with_name(f"{path.name}.unused")
 
 
 def _create(path: Path) -> None:
@@ -135,6 +141,7 @@ def _create(path: Path) -> None:
             file.write(Key.generate().secret.hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
+        unused_mark(path).touch()
         os.link(temporary, path)  # unlike rename, fails where another process was first
     except FileExistsError:
         pass  # the other process's key is loaded instead

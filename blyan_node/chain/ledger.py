@@ -14,7 +14,8 @@ not use up its nonce.
 
 The fee goes to the author of the first block that carries the record, if it takes effect.
 
-Kinds that other machines fold (manifest, layer) only pay here.
+A manifest makes its sender the owner of a model. Only the owner publishes layers of it, and a later one, by nonce,
+replaces an earlier one of the same unit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from blyan_node.chain.records import (
     Transfer,
     Unbond,
 )
-from blyan_node.chain.state import Account, State, Unbonding, choose_validators
+from blyan_node.chain.state import Account, Model, State, Unbonding, choose_validators
 from blyan_node.codec import encode
 from blyan_node.errors import RuleError
 
@@ -67,6 +68,10 @@ class Void(Enum):
     NO_PROOF = "the evidence proves nothing"
     NO_STAKE = "the offender was slashed before, or has nothing at stake"
     MINTED = "the receipt has been paid"
+    TWIN_UNITS = "two units of the manifest have the same name"
+    NO_MODEL = "no manifest of this model took effect before the layer"
+    NOT_OWNER = "only the owner of a model, the sender of its manifest, publishes its layers"
+    NO_UNIT = "the model has no unit of this number"
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,10 @@ class _Step:
                 void = self._judge_faucet(amount)
             case Evidence():
                 void = self._judge_evidence(arguments)
+            case Manifest(units=units) if len(set(units)) < len(units):
+                void = Void.TWIN_UNITS
+            case Layer():
+                void = self._judge_layer(record.sender, arguments)
         return arguments if void is None else void
 
     def _judge_faucet(self, amount: int) -> Void | None:
@@ -246,6 +255,13 @@ class _Step:
         at_stake = any(validator == offender for validator, _ in state.bonds)
         at_stake = at_stake or any(unbonding.validator == offender for unbonding in state.unbonding)
         return None if at_stake and offender not in state.slashed else Void.NO_STAKE
+
+    def _judge_layer(self, sender: bytes, layer: Layer) -> Void | None:
+        if (model := self.state.models.get(layer.model)) is None:
+            return Void.NO_MODEL
+        if sender != model.owner:
+            return Void.NOT_OWNER
+        return None if layer.unit < len(model.manifest.units) else Void.NO_UNIT
 
     def _carry_out(self, carried: Carried, arguments: Arguments) -> tuple[bytes, ...]:
         """Do what a record says, and return who may have got money by it."""
@@ -285,7 +301,11 @@ class _Step:
             case Evidence():
                 self._punish(id, check_evidence(arguments, self._network))
                 return None, 0
-            case Manifest() | Layer():
+            case Manifest():
+                state.models[id] = Model(sender, arguments)
+                return None, 0
+            case Layer(model, unit, blob):
+                state.layers[model, unit] = blob
                 return None, 0
 
     def _loosen(self, id: bytes, validator: bytes, owner: bytes, bonded: int, amount: int) -> None:

@@ -1,4 +1,4 @@
-"""The ledger's state after a cut: accounts, bonds, validators; its root, its snapshot, its invariants.
+"""The ledger's state after a cut: accounts, bonds, validators, models; its root, its snapshot, its invariants.
 
 Money is integer nano-BLY. All of it is in accounts, in bonds or on its way back from a bond, and adds up to ``supply``
 at every cut, exactly.
@@ -18,13 +18,13 @@ from typing import Any
 from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis, Money, Parameters, Validator
 from blyan_node.chain.keys import digest
 from blyan_node.chain.merkle import Tree, leaf_hash
-from blyan_node.chain.records import Address, Amount, Hash
+from blyan_node.chain.records import MAX_ARGUMENTS, Address, Amount, BlobRef, Hash, Layer, Manifest
 from blyan_node.codec import decode, encode, from_value, to_value
 from blyan_node.errors import CodecError, ConfigError, RuleError
 
 STATE_DOMAIN = b"blyan/state/1"
-VALIDATORS_DOMAIN = b"blyan/validators/1"
-MAX_ROW = 1024
+MAX_ROW = MAX_ARGUMENTS + 128
+"""Bytes of the largest row: a manifest as it was published, and whose it is."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,22 @@ class Unbonding:
     amount: Amount
 
 
+@dataclass(frozen=True)
+class Model:
+    """A published model, by the id of its manifest's record; ``owner`` sent it and alone publishes its layers."""
+
+    owner: Address
+    manifest: Manifest
+
+
 @dataclass
 class State:
     """The state after cut ``k``. Whoever folds a cut works on a copy; a state that was handed out does not change.
 
     ``validators`` decide cut k + 1 and ``next_validators`` cut k + 2: a cut names the set after it, and its proposer
     can know only what was final before. ``bonds`` maps (validator, owner) to an amount. ``minted`` are the receipts
-    that have been paid, ``slashed`` the keys that were proven to cheat and never validate again.
+    that have been paid, ``slashed`` the keys that were proven to cheat and never validate again. ``models`` stand in
+    the order in which their manifests took effect; ``layers`` maps (model, unit) to the weights that count now.
     """
 
     parameters: Parameters
@@ -68,6 +77,8 @@ class State:
     slashed: set[bytes] = field(default_factory=set)
     validators: tuple[Validator, ...] = ()
     next_validators: tuple[Validator, ...] = ()
+    models: dict[bytes, Model] = field(default_factory=dict)
+    layers: dict[tuple[bytes, int], BlobRef] = field(default_factory=dict)
 
     def copy(self) -> State:
         """Return a state that can be changed without changing this one."""
@@ -78,6 +89,8 @@ class State:
             unbonding=list(self.unbonding),
             minted=set(self.minted),
             slashed=set(self.slashed),
+            models=dict(self.models),
+            layers=dict(self.layers),
         )
 
     def account(self, address: bytes) -> Account:
@@ -116,6 +129,8 @@ class State:
         rows += map(_Slashed, self.slashed)
         rows += [_Validator(validator.address, validator.stake) for validator in self.validators]
         rows += [_Next(validator.address, validator.stake) for validator in self.next_validators]
+        rows += [_Model(place, *entry) for place, entry in enumerate(self.models.items())]
+        rows += [Layer(model, unit, blob) for (model, unit), blob in self.layers.items()]
         return sorted(encode([_TABLES.index(type(row)), to_value(row)]) for row in rows)
 
     def root(self) -> bytes:
@@ -161,13 +176,8 @@ def choose_validators(state: State) -> tuple[Validator, ...]:
     return tuple(chosen) or state.next_validators
 
 
-def hash_validators(validators: Sequence[Validator]) -> bytes:
-    """Return what a cut names the validators of the next cut by."""
-    return digest(VALIDATORS_DOMAIN, encode(to_value(tuple(validators))))
-
-
 def state_of_rows(rows: Iterable[bytes]) -> State:
-    """Rebuild a state from its rows, each at most 1 KiB. Raises RuleError where they are not the rows of any state.
+    """Rebuild a state from its rows. Raises RuleError where they are not the rows of any state, or one is too large.
 
     The caller compares the root of what comes back with one that it trusts.
     """
@@ -191,12 +201,19 @@ def state_of_rows(rows: Iterable[bytes]) -> State:
             state.slashed.add(row.address)
         elif isinstance(row, _Validator):
             state.validators += (Validator(row.address, row.stake),)
-        else:
+        elif isinstance(row, _Next):
             state.next_validators += (Validator(row.address, row.stake),)
+        elif isinstance(row, _Model):
+            state.models[row.id] = row.model
+        else:
+            state.layers[row.model, row.unit] = row.blob
     if state is None or sorted(set(state.rows())) != given:
         raise RuleError("not the rows of a state: unsorted, doubled or without a head")
     if state.total() != state.supply or state.supply > state.parameters.cap:
         raise RuleError("the money of the state does not add up to its supply")
+    for model, unit in state.layers:
+        if model not in state.models or unit >= len(state.models[model].manifest.units):
+            raise RuleError("a layer of the state belongs to no unit of its models")
     return state
 
 
@@ -243,8 +260,26 @@ class _Next:
     stake: Amount
 
 
-_Row = _Head | _Account | _Bond | Unbonding | _Minted | _Slashed | _Validator | _Next
-_TABLES: tuple[type[_Row], ...] = (_Head, _Account, _Bond, Unbonding, _Minted, _Slashed, _Validator, _Next)
+@dataclass(frozen=True)
+class _Model:
+    place: int  # first, so that sorted rows hold the models in their order: encodings of ints sort like the ints
+    id: Hash
+    model: Model
+
+
+_Row = _Head | _Account | _Bond | Unbonding | _Minted | _Slashed | _Validator | _Next | _Model | Layer
+_TABLES: tuple[type[_Row], ...] = (
+    _Head,
+    _Account,
+    _Bond,
+    Unbonding,
+    _Minted,
+    _Slashed,
+    _Validator,
+    _Next,
+    _Model,
+    Layer,
+)
 
 
 def _parse(raw: bytes) -> _Row:

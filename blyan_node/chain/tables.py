@@ -54,7 +54,9 @@ class Tables:
         self._store = store
         self._network = genesis.network
         key = Prefix.STATE.key()
-        if store.get(key) is None:
+        self.created = store.get(key) is None
+        """Whether the database was empty: nothing that this node ever signed is known here."""
+        if self.created:
             store.write([(key, pack(_State(FORMAT, genesis.network, 0)))])
         state = self._read(_State, key)
         if state is not None and state.format != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from blyan_node.chain.genesis import MAX_VALIDATORS, Validator
 from blyan_node.chain.keys import digest
 from blyan_node.codec import Size, encode, pack
 
+VALIDATORS_DOMAIN = b"blyan/validators/1"
 PROPOSER_DOMAIN = b"blyan/proposer/1"
 
 
@@ -28,8 +28,8 @@ class ValidatorSet:
 
     @cached_property
     def hash(self) -> bytes:
-        """sha256 of the canonical encoding: what a cut names as ``next_validators_hash``."""
-        return hashlib.sha256(pack(self)).digest()
+        """digest("blyan/validators/1", canonical encoding): what a cut names as ``next_validators_hash``."""
+        return digest(VALIDATORS_DOMAIN, pack(self))
 
     @cached_property
     def stakes(self) -> dict[bytes, int]:

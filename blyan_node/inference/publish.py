@@ -79,7 +79,7 @@ def _published(replica: Replica, key: Key, manifest: Manifest, refs: list[BlobRe
 
 async def _publish(relay: Relay, key: Key, arguments: Manifest | Layer, *, chain: str, type: str) -> bytes:
     """Sign a record with the next nonce, put it into a block of its own, and return its id."""
-    nonce = relay.replica.catalog().next_nonce(key.address)
+    nonce = relay.replica.next_nonce(key.address)
     record = make_record(key, relay.replica.genesis.network, arguments, nonce=nonce)
     await relay.publish([record], chain=chain, type=type)
     return record.id

@@ -70,6 +70,8 @@ class Author:
             if not records:
                 await trio.sleep(GATHER)
                 chain, records = self._to_carry()
+                if not wants_to_write(self._pending(records)):
+                    return
             kind = records[0].kind if records else ACKNOWLEDGEMENT
             block = await self._relay.write(records, chain=chain, type=kind)
             log.debug("%s wrote %s: %d records", show_address(self._key.address), block.id.hex(), len(records))

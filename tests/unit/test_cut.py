@@ -34,10 +34,11 @@ from blyan_node.chain.cut import (
 )
 from blyan_node.chain.effects import GetVotes, InRound, LogEntry, Majority
 from blyan_node.chain.genesis import MAX_VALIDATORS, Validator
+from blyan_node.chain.keys import digest
 from blyan_node.chain.records import MAX_MONEY
 from blyan_node.chain.tendermint import abstain_after_loss
 from blyan_node.chain.validators import ValidatorSet
-from blyan_node.codec import MAX_INT, pack, unpack
+from blyan_node.codec import MAX_INT, encode, pack, unpack
 from blyan_node.errors import CodecError, RuleError, SignatureError
 from tests.support.chains import KEYS, NETWORK, STRANGER
 
@@ -155,6 +156,14 @@ def test_stake_counts_each_validator_once_and_no_stranger():
     assert SET.stake_of([a, a, b]) == 10
     assert SET.has_honest(14)
     assert not SET.has_honest(13)
+
+
+def test_the_hash_of_a_set_covers_its_members_and_their_stakes():
+    one, two = SET.members[:2]
+    assert ValidatorSet((one,)).hash == digest(b"blyan/validators/1", encode([[[one.address, one.stake]]]))
+    sets = [ValidatorSet(members) for members in ((), (one,), (two,), (one, two), (replace(one, stake=11),))]
+    assert len({each.hash for each in sets}) == 5
+    assert ValidatorSet.of((two, one)).hash == ValidatorSet.of((one, two)).hash
 
 
 def test_proposers_are_all_validators_and_weighted_by_stake():

@@ -16,8 +16,10 @@ from blyan_node.chain.records import (
     Signed,
     Transfer,
     Unbond,
+    make_record,
     sign_record,
 )
+from blyan_node.chain.state import Model
 from tests.support.chains import KEYS, NETWORK, STRANGER
 from tests.support.money import (
     CARRIER,
@@ -150,12 +152,61 @@ def test_a_proven_cheat_loses_a_part_of_its_stake_and_its_place(prove):
     assert voids(cut(state, put(BOB, 1, prove(VALIDATOR)))) == [Void.NO_STAKE]
 
 
-def test_records_for_other_machines_only_pay_here():
-    blob = BlobRef(bytes(32), 1)
-    manifest = put(ALICE, 0, Manifest("m", b"{}", ("a",), blob), fee=5)
-    folded = cut(start(), manifest, put(ALICE, 1, Layer(manifest.record.id, 0, blob), fee=5))
+BLOBS = [BlobRef(bytes([number]) * 32, number) for number in range(3)]
+MANIFEST = put(ALICE, 0, Manifest("m", b"{}", ("a", "b"), BLOBS[0]), fee=5)
+MODEL = MANIFEST.record.id
+
+
+def test_a_manifest_makes_a_model_and_its_owner_gives_it_layers():
+    folded = cut(start(), MANIFEST, put(ALICE, 1, Layer(MODEL, 1, BLOBS[1]), fee=5))
     assert voids(folded) == [None, None]
-    assert (balance(folded.state, ALICE), balance(folded.state, CARRIER)) == (990, 10)
+    state = folded.state
+    assert state.models == {MODEL: Model(ALICE.address, MANIFEST.record.parsed())}
+    assert state.layers == {(MODEL, 1): BLOBS[1]}
+    assert (balance(state, ALICE), balance(state, CARRIER)) == (990, 10)
+    assert [(line.kind, line.amount, line.fee) for line in folded.movements if line.address == ALICE.address] == [
+        ("manifest", 0, 5),
+        ("layer", 0, 5),
+    ]
+
+
+def test_the_owner_s_later_layer_replaces_the_earlier_wherever_they_stand():
+    layers = [put(ALICE, 1 + number, Layer(MODEL, 0, blob)) for number, blob in enumerate(BLOBS)]
+    for records in ([MANIFEST, *layers], [*reversed(layers), MANIFEST], [layers[1], MANIFEST, layers[2], layers[0]]):
+        folded = cut(start(), *records)
+        assert voids(folded) == [None] * 4
+        assert folded.state.layers == {(MODEL, 0): BLOBS[2]}
+    state = cut(start(), MANIFEST, layers[0]).state
+    folded = cut(cut(state, layers[1]).state, layers[0])
+    assert voids(folded) == [Void.NONCE_USED], "an old record, carried in again, takes nothing back"
+    assert folded.state.layers == {(MODEL, 0): BLOBS[1]}
+
+
+def test_two_owners_cannot_publish_each_other_s_layers():
+    """Of two models with one manifest, each stays its sender's: whoever copies a manifest gains nothing by it."""
+    copy = put(BOB, 0, MANIFEST.record.parsed())
+    state = cut(start(), MANIFEST, copy).state
+    assert [model.owner for model in state.models.values()] == [ALICE.address, BOB.address]
+    models = {ALICE: MODEL, BOB: copy.record.id}
+    for key, other in ((ALICE, BOB), (BOB, ALICE)):
+        assert voids(cut(state, put(key, 1, Layer(models[other], 0, BLOBS[1])))) == [Void.NOT_OWNER]
+        folded = cut(state, put(key, 1, Layer(models[key], 0, BLOBS[1])))
+        assert voids(folded) == [None]
+        assert folded.state.layers == {(models[key], 0): BLOBS[1]}
+
+
+def test_models_stand_in_the_order_in_which_their_manifests_took_effect():
+    first, second = (put(key, nonce, MANIFEST.record.parsed()) for key, nonce in ((BOB, 1), (ALICE, 0)))
+    before = put(BOB, 0, Transfer(ALICE.address, 1))
+    assert list(cut(start(), first, second, before).state.models) == [second.record.id, first.record.id]
+    assert list(cut(start(), before, first, second).state.models) == [first.record.id, second.record.id]
+
+
+def test_a_layer_before_its_manifest_is_void():
+    later = make_record(ALICE, NETWORK, MANIFEST.record.parsed(), nonce=1)
+    folded = cut(start(), put(ALICE, 0, Layer(later.id, 0, BLOBS[1])), carry(later))
+    assert voids(folded) == [Void.NO_MODEL, Void.NONCE_GAP]
+    assert (folded.state.models, folded.state.layers) == ({}, {})
 
 
 # What makes a record void: each with its neighbour that is not
@@ -169,6 +220,7 @@ UNKNOWN = carry(sign_record(ALICE, NETWORK, "perpetuum", b"", nonce=0, fee=1))
 @pytest.mark.parametrize(
     ("void", "good", "bad", "parameters"),
     [
+        (Void.TWIN_UNITS, MANIFEST, put(ALICE, 0, Manifest("m", b"{}", ("a", "a"), BLOBS[0])), {}),
         (Void.LOST, put(ALICE, 0, PAY), carry(put(ALICE, 0, PAY).record, lost_to=bytes(32)), {}),
         (Void.EXPIRED, put(ALICE, 0, PAY, expires_at_cut=1), put(ALICE, 0, PAY, expires_at_cut=0), {}),
         (Void.NONCE_GAP, put(ALICE, 0, PAY), put(ALICE, 1, PAY), {}),
@@ -235,6 +287,33 @@ def test_what_makes_a_record_void(void, good, bad, parameters):
     assert void.value[0].islower()
     assert folded.movements == ()
     assert folded.state == cut(state).state, "what is void changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("void", "bad"),
+    [
+        (Void.NO_MODEL, put(ALICE, 1, Layer(bytes(32), 0, BLOBS[1]))),
+        (Void.NOT_OWNER, put(BOB, 0, Layer(MODEL, 0, BLOBS[1]))),
+        (Void.NO_UNIT, put(ALICE, 1, Layer(MODEL, 2, BLOBS[1]))),
+        (Void.NO_FEE, put(ALICE, 1, Layer(MODEL, 1, BLOBS[1]), fee=996)),
+    ],
+)
+def test_what_makes_a_layer_void(void, bad):
+    state = cut(start(), MANIFEST).state
+    assert voids(cut(state, put(ALICE, 1, Layer(MODEL, 1, BLOBS[1]), fee=995))) == [None]
+    folded = cut(state, bad)
+    assert voids(folded) == [void]
+    assert folded.movements == ()
+    assert folded.state == cut(state).state
+
+
+def test_reasons_keep_their_places():
+    """Results are stored by the number of their reason: new ones go to the end."""
+    assert [void.name for void in Void] == [
+        *("LOST", "EXPIRED", "NONCE_USED", "NONCE_GAP", "NO_FEE", "MALFORMED", "INSUFFICIENT", "NOT_BONDED", "CHEATED"),
+        *("NO_FAUCET", "FAUCET_LIMIT", "CAP", "NO_PROOF", "NO_STAKE", "MINTED"),
+        *("TWIN_UNITS", "NO_MODEL", "NOT_OWNER", "NO_UNIT"),
+    ]
 
 
 def test_a_used_nonce_is_void_and_makes_no_history():

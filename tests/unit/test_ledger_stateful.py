@@ -1,4 +1,6 @@
-"""Any history of records, in any order, with double spends and receipts: never negative, exact, minted once."""
+"""Any history of records, in any order, with double spends and receipts: never negative, exact, minted once, and
+models in their owners' hands.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from blyan_node.chain.ledger import Receipt, Void
-from blyan_node.chain.records import Bond, Faucet, Transfer, Unbond, make_record
+from blyan_node.chain.records import BlobRef, Bond, Faucet, Layer, Manifest, Transfer, Unbond, make_record
 from blyan_node.chain.state import state_of_rows
 from tests.support.chains import NETWORK
 from tests.support.money import CARRIER, USERS, VALIDATORS, carry, cut, double_block, double_vote, start
@@ -17,6 +19,7 @@ from tests.support.money import CARRIER, USERS, VALIDATORS, carry, cut, double_b
 PEOPLE = [*VALIDATORS, *USERS]
 people = st.sampled_from(PEOPLE)
 amounts = st.one_of(st.integers(1, 60), st.integers(1, 1500))
+NAMES = ("a", "b")
 fees = st.one_of(st.just(0), st.integers(0, 20))
 
 
@@ -29,6 +32,9 @@ class Money(RuleBasedStateMachine):
         self.pending = []
         self.receipts = []
         self.paid: dict[bytes, int] = {}
+        self.written: dict[bytes, Manifest | Layer] = {}
+        self.owners: dict[bytes, bytes] = {}
+        self.layers: dict[tuple[bytes, int], BlobRef] = {}
         self.balances = {key.address: 0 for key in VALIDATORS} | {key.address: 1000 for key in USERS}
 
     def _write(self, key, arguments, fee, skew, place) -> None:
@@ -41,6 +47,8 @@ class Money(RuleBasedStateMachine):
         )
         if rival is not None and rival.id == record.id:
             return
+        if isinstance(arguments, Manifest | Layer):
+            self.written[record.id] = arguments
         lost_to = None if rival is None else rival.id
         self.pending.insert(place % (len(self.pending) + 1), carry(record, lost_to=lost_to))
 
@@ -67,6 +75,19 @@ class Money(RuleBasedStateMachine):
     def accuse(self, key, offender, prove, place):
         self._write(key, prove(offender), 0, 0, place)
 
+    @rule(key=people, name=st.sampled_from(NAMES), twins=st.booleans(), fee=fees, skew=skews, place=places)
+    def publish(self, key, name, twins, fee, skew, place):
+        units = ("embed", "embed" if twins else "head")
+        self._write(key, Manifest(name, b"", units, BlobRef(bytes(32), 1)), fee, skew, place)
+
+    @rule(key=people, pick=places, unit=st.integers(0, 2), number=st.integers(0, 9), fee=fees, skew=skews, place=places)
+    def give_layer(self, key, pick, unit, number, fee, skew, place):
+        manifests = [id for id, arguments in self.written.items() if isinstance(arguments, Manifest)]
+        model = manifests[pick % len(manifests)] if manifests else bytes(32)
+        owner = next((each for each in PEOPLE if each.address == self.owners.get(model)), key)
+        blob = BlobRef(bytes([number]) * 32, number)
+        self._write(key if pick % 3 == 0 else owner, Layer(model, unit, blob), fee, skew, place)
+
     @rule(delta=st.integers(0, 3), payee=people, index=st.integers(0, 1), amount=st.integers(1, 3000))
     def grant(self, delta, payee, index, amount):
         self.receipts.append(Receipt(bytes([delta]) * 32, payee.address, index, amount))
@@ -89,9 +110,28 @@ class Money(RuleBasedStateMachine):
                 self.paid[receipt.id] = receipt.amount
             else:
                 assert (result.void is Void.MINTED) == (receipt.id in self.paid)
+        self._keep_models(results)
         for movement in folded.movements:
             self.balances[movement.address] = movement.balance
         self.state, self.pending, self.receipts = folded.state, [], []
+
+    def _keep_models(self, results) -> None:
+        """Books of models: which took effect, whose they are, and the last layer of each unit by its owner's nonces."""
+        good = [carried.record for carried in self.pending if results[carried.record.id] is None]
+        for record in sorted(good, key=lambda record: record.nonce):
+            arguments = self.written.get(record.id)
+            if isinstance(arguments, Manifest):
+                assert len(set(arguments.units)) == len(arguments.units)
+                self.owners[record.id] = record.sender
+            elif isinstance(arguments, Layer):
+                assert self.owners[arguments.model] == record.sender, "only owners publish layers"
+                self.layers[arguments.model, arguments.unit] = arguments.blob
+
+    @invariant()
+    def models_are_their_owners(self):
+        assert {id: model.owner for id, model in self.state.models.items()} == self.owners
+        assert self.state.layers == self.layers
+        assert all(unit < 2 for _, unit in self.layers)
 
     @invariant()
     def money_is_exact(self):
@@ -115,7 +155,9 @@ class Money(RuleBasedStateMachine):
 
     def teardown(self):
         self.close()
-        assert state_of_rows(self.state.rows()) == self.state
+        again = state_of_rows(self.state.rows())
+        assert again == self.state
+        assert list(again.models) == list(self.state.models)
 
 
 TestMoney = Money.TestCase

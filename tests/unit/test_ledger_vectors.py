@@ -13,26 +13,29 @@ from blyan_node.chain.ledger import Receipt
 from blyan_node.chain.records import (
     KINDS,
     MAX_MONEY,
+    BlobRef,
     Bond,
     Evidence,
     Faucet,
+    Layer,
+    Manifest,
     Signed,
     Transfer,
     Unbond,
     make_record,
 )
-from blyan_node.chain.state import hash_validators
 from blyan_node.codec import pack
 from blyan_node.errors import CodecError
 from tests.support.chains import KEYS, NETWORK
-from tests.support.money import CARRIER, STAKES, USERS, VALIDATORS, carry, cut, double_block, double_vote, start
+from tests.support.money import CARRIER, USERS, VALIDATORS, carry, cut, double_block, double_vote, start
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "ledger.json").read_text())
 
 
 def vectors() -> dict[str, str | list[str]]:
     """What this version makes of fixed input; printed by ``python -m tests.unit.test_ledger_vectors``."""
-    alice, bob, carol, _ = USERS
+    alice, bob, carol, dave = USERS
+    manifest = make_record(dave, NETWORK, Manifest("tiny", b"{}", ("embed", "head"), BlobRef(bytes(32), 7)), nonce=0)
     records = {
         "transfer": make_record(alice, NETWORK, Transfer(bob.address, 300), nonce=0, fee=7, expires_at_cut=9),
         "bond": make_record(alice, NETWORK, Bond(bob.address, 40), nonce=1),
@@ -40,10 +43,12 @@ def vectors() -> dict[str, str | list[str]]:
         "faucet": make_record(carol, NETWORK, Faucet(carol.address, 50), nonce=0),
         "double-vote evidence": make_record(bob, NETWORK, double_vote(VALIDATORS[0]), nonce=0),
         "double-block evidence": make_record(bob, NETWORK, double_block(VALIDATORS[1]), nonce=1),
+        "manifest": manifest,
+        "layer": make_record(dave, NETWORK, Layer(manifest.id, 1, BlobRef(bytes([1]) * 32, 8)), nonce=1),
     }
     receipt = Receipt(bytes([1]) * 32, bob.address, 2, 500)
     state = start()
-    made: dict[str, bytes | list[bytes]] = {"validators hash": hash_validators(STAKES.validators)}
+    made: dict[str, bytes | list[bytes]] = {}
     for name, record in records.items():
         made |= {f"{name} record": pack(record), f"{name} record id": record.id}
     made |= {"receipt id": receipt.id, "genesis rows": state.rows(), "genesis root": state.root()}

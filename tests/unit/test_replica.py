@@ -104,8 +104,8 @@ def test_the_catalog_follows_the_blocks(replica):
     write(replica, BOB, [make_record(BOB, NETWORK, Layer(manifest.id, 0, BLOB), nonce=1)])
     catalog = replica.catalog()
     assert [model.complete for model in catalog.models()] == [True]
-    write(replica, BOB)
     assert replica.catalog() is catalog  # nothing to fold anew
+    assert (replica.next_nonce(BOB.address), replica.next_nonce(ALICE.address)) == (2, 0)
 
 
 def test_who_may_not_author(replica):

@@ -4,24 +4,29 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from blyan_node.chain.genesis import Parameters, Validator
 from blyan_node.chain.keys import digest
 from blyan_node.chain.merkle import check_proof, leaf_hash
-from blyan_node.chain.records import Bond, Transfer, Unbond
+from blyan_node.chain.records import BlobRef, Bond, Layer, Manifest, Transfer, Unbond
 from blyan_node.chain.state import (
+    MAX_ROW,
     Account,
+    Model,
     State,
     choose_validators,
     genesis_state,
-    hash_validators,
     state_of_rows,
 )
-from blyan_node.codec import encode
+from blyan_node.codec import encode, to_value
 from blyan_node.errors import ConfigError, RuleError
 from tests.support.money import PARAMETERS, STAKES, USERS, VALIDATORS, Receipt, beginning, cut, double_vote, put, start
 
-ALICE, BOB, CAROL, _ = USERS
+ALICE, BOB, CAROL, DAVE = USERS
+BLOB = BlobRef(bytes([7]) * 32, 7)
+MANIFEST = put(DAVE, 0, Manifest("tiny", b"{}", ("embed", "head"), BLOB))
 
 
 def busy() -> State:
@@ -31,6 +36,8 @@ def busy() -> State:
         state,
         put(ALICE, 2, Unbond(BOB.address, 10)),
         put(CAROL, 0, double_vote(VALIDATORS[0])),
+        MANIFEST,
+        put(DAVE, 1, Layer(MANIFEST.record.id, 1, BLOB)),
         receipts=(Receipt(bytes(32), BOB.address, 0, 5),),
     ).state
 
@@ -92,12 +99,6 @@ def test_where_nobody_is_left_the_old_set_stays():
     assert choose_validators(state) == STAKES.validators
 
 
-def test_the_set_of_validators_has_a_hash():
-    one, two = STAKES.validators[:2]
-    assert hash_validators([one]) == digest(b"blyan/validators/1", encode([[one.address, one.stake]]))
-    assert len({hash_validators(each) for each in ([], [one], [two], [one, two])}) == 4
-
-
 def test_the_root_is_that_of_the_tree_over_sorted_rows():
     state = State(PARAMETERS, accounts={b"\2" * 20: Account(7, 1), b"\1" * 20: Account(3, 0)}, supply=10)
     head = encode([0, [0, 10, [10_000, 3, 6, 10, 250_000, 50, 80, 0]]])
@@ -123,6 +124,10 @@ def test_every_part_of_the_state_is_under_its_root():
         {"slashed": set()},
         {"validators": ()},
         {"next_validators": ()},
+        {"models": {}},
+        {"models": {id: replace(model, owner=BOB.address) for id, model in state.models.items()}},
+        {"layers": {}},
+        {"layers": {slot: replace(blob, size=8) for slot, blob in state.layers.items()}},
     ]
     roots = {state.root(), *(replace(state, **change).root() for change in changes)}
     assert len(roots) == 1 + len(changes)
@@ -132,7 +137,7 @@ def test_every_part_of_the_state_is_under_its_root():
 def test_a_snapshot_is_the_state():
     state = busy()
     rows = state.rows()
-    assert {row[1] for row in rows} == set(range(8))
+    assert {row[1] for row in rows} == set(range(10))
     again = state_of_rows(rows)
     assert again == state
     assert again.root() == state.root()
@@ -156,18 +161,65 @@ def broken(change):
         broken(lambda rows: rows.reverse()),
         broken(lambda rows: rows.append(rows[-1])),
         broken(lambda rows: rows.append(b"\xc0")),
-        broken(lambda rows: rows.append(encode([8, []]))),
+        broken(lambda rows: rows.append(encode([10, []]))),
         broken(lambda rows: rows.append(encode([1, [bytes(20), 1]]))),
         broken(lambda rows: rows.append(encode([True, []]))),
         broken(lambda rows: rows.pop(1)),
         broken(lambda rows: rows.__setitem__(0, encode([0, [0, 10, [10_000, 9, 6, 10, 250_000, 50, 80]]]))),
         broken(lambda rows: rows.insert(1, rows[0])),
-        [bytes(2000)],
+        broken(lambda rows: rows.pop(-2)),  # a layer without its model
+        broken(lambda rows: rows.__setitem__(-1, encode([9, [MANIFEST.record.id, 2, to_value(BLOB)]]))),
+        broken(lambda rows: rows.__setitem__(-2, rows[-2].replace(b"\x08\x93\0", b"\x08\x93\1"))),  # not the first
+        [bytes(MAX_ROW + 1)],
     ],
 )
 def test_what_are_not_the_rows_of_a_state(rows):
     with pytest.raises(RuleError):
         state_of_rows(rows)
+
+
+HASHES = st.binary(min_size=32, max_size=32)
+BLOBS = st.builds(BlobRef, HASHES, st.integers(0, 2**40))
+NAMES = st.text("aé☃", min_size=1, max_size=20)
+MANIFESTS = st.builds(
+    Manifest, NAMES, st.binary(max_size=99), st.lists(NAMES, min_size=1, max_size=4).map(tuple), BLOBS
+)
+MODELS = st.builds(Model, st.binary(min_size=20, max_size=20), MANIFESTS)
+
+
+@given(st.dictionaries(HASHES, MODELS, max_size=6), st.data())
+@settings(deadline=None)
+def test_models_and_layers_survive_a_snapshot_in_their_order(models, data):
+    slots = [(id, unit) for id, model in models.items() for unit in range(len(model.manifest.units))]
+    layers = data.draw(st.dictionaries(st.sampled_from(slots), BLOBS)) if slots else {}
+    state = replace(start(), models=models, layers=layers)
+    again = state_of_rows(state.rows())
+    assert again == state
+    assert list(again.models) == list(models)
+    assert again.root() == state.root()
+    if len(models) > 1:
+        assert replace(state, models=dict(reversed(models.items()))).root() != state.root(), "the order is agreed on"
+
+
+def test_more_models_than_one_byte_counts_keep_their_order():
+    model = Model(ALICE.address, MANIFEST.record.parsed())
+    models = {hashlib.sha256(bytes([n % 256, n // 256])).digest(): model for n in range(300)}
+    assert list(state_of_rows(replace(start(), models=models).rows()).models) == list(models)
+
+
+def test_a_row_holds_the_largest_manifest():
+    largest = Manifest("m" * 128, bytes(8 * 1024), tuple(f"{n:064}" for n in range(1024)), BLOB)
+    state = replace(start(), models={bytes(32): Model(ALICE.address, largest)})
+    assert max(map(len, state.rows())) <= MAX_ROW
+    assert state_of_rows(state.rows()) == state
+
+
+def test_a_copy_shares_no_models():
+    state = busy()
+    other = state.copy()
+    other.models.clear()
+    other.layers.clear()
+    assert state == busy()
 
 
 def test_parameters_read_back():
