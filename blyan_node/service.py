@@ -14,6 +14,7 @@ from blyan_node import __version__
 from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.keys import Key, show_address
+from blyan_node.chain_service import NodeChainService
 from blyan_node.inference.generation import Event, Generate, Progress
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
@@ -58,6 +59,7 @@ class NodeService:
     heart: Heart
     holder: Holder
     workers: Workers
+    chain: NodeChainService
     memory_limit: int
     disk_limit: int | None
     started: float = field(default_factory=trio.current_time)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -78,9 +79,48 @@ class Client:
         with self._open("/models", {"path": path, "name": name}) as lines:
             yield _checked(json.loads(line) for line in lines if line)
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def blocks(self, chain: str, limit: int | None = None, after: str | None = None) -> dict[str, Any]:
+        """Return a page of the blocks of a chain, newest first: ``data``, and ``next``, None on the last page."""
+        return self._ask("GET", f"/chain/{_quoted(chain)}/blocks", limit=limit, after=after)
+
+    def block(self, id: str) -> dict[str, Any]:
+        """Return a block by id (64 hex digits), with its records."""
+        return self._ask("GET", f"/blocks/{_quoted(id)}")
+
+    def cuts(self, limit: int | None = None, after: str | None = None) -> dict[str, Any]:
+        """Return a page of the final cuts, newest first."""
+        return self._ask("GET", "/cuts", limit=limit, after=after)
+
+    def balance(self, address: str) -> dict[str, Any]:
+        """Return what an address owns, finally and tentatively, in nano-BLY as decimal strings."""
+        return self._ask("GET", f"/balance/{_quoted(address)}")
+
+    def transactions(self, address: str, limit: int | None = None, after: str | None = None) -> dict[str, Any]:
+        """Return a page of an address's movements, newest first."""
+        return self._ask("GET", "/transactions", address=address, limit=limit, after=after)
+
+    def transaction(self, id: str) -> dict[str, Any]:
+        """Return where a record stands, by id (64 hex digits)."""
+        return self._ask("GET", f"/transactions/{_quoted(id)}")
+
+    def submit(self, record_hex: str) -> dict[str, Any]:
+        """Hand in a signed record, packed, in hex; NodeRefused tells why it would have no effect."""
+        return self._ask("POST", "/transactions", {"record": record_hex})
+
+    def validators(self) -> dict[str, Any]:
+        """Return the validators and their stakes."""
+        return self._ask("GET", "/validators")
+
+    def network(self) -> dict[str, Any]:
+        """Return the network's name, parameters, genesis and final state."""
+        return self._ask("GET", "/network")
+
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, **query: str | int | None
+    ) -> dict[str, Any]:
+        given = {name: value for name, value in query.items() if value is not None}
         with _reaching(self.url):
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body, params=given)
         if response.is_error:
             raise _refusal(response)
         answer: dict[str, Any] = response.json()
@@ -102,6 +142,11 @@ def connect(data_dir: Path) -> Client:
     if running is None:
         raise CannotReach(f"no node is running in {data_dir}; start it with: blyan-node start --data-dir {data_dir}")
     return Client(running.api, directory.read_token())
+
+
+def _quoted(part: str) -> str:
+    """A part of a path, whatever a user may have typed."""
+    return quote(part, safe="") or "-"
 
 
 @contextmanager

@@ -99,7 +99,8 @@ class Finals:
 
     def cuts(self, *, before: int | None = None) -> Iterator[StoredCut]:
         """Iterate over the final cuts from the last, or from below ``before``, down to cut 1."""
-        for k in range(min(self.last.k, (before or self.last.k + 1) - 1), 0, -1):
+        last = self.last.k if before is None else min(self.last.k, before - 1)
+        for k in range(last, 0, -1):
             if (stored := self.stored(k)) is not None:
                 yield stored
 

@@ -170,12 +170,21 @@ class Replica(Closing):
         """Return a block, decoded."""
         return self._tables.block(id)
 
-    def blocks(self, chain: str | None = None, *, after: tuple[int, bytes] | None = None, limit: int) -> list[Block]:
+    def blocks(
+        self,
+        chain: str | None = None,
+        *,
+        after: tuple[int, bytes] | None = None,
+        limit: int,
+        reverse: bool = False,
+    ) -> list[Block]:
         """Return up to ``limit`` blocks of one chain, or of all, in (height, id) order, behind the one at ``after``.
 
-        Parents come before children, so a page after the other can be accepted elsewhere without orphans.
+        Parents come before children, so a page after the other can be accepted elsewhere without orphans. ``reverse``:
+        the highest first.
         """
-        return list(islice(self._tables.ordered(CHAINS if chain is None else (chain,), after), limit))
+        chains = CHAINS if chain is None else (chain,)
+        return list(islice(self._tables.ordered(chains, after, reverse=reverse), limit))
 
     @property
     def final(self) -> FinalCut:

@@ -108,18 +108,21 @@ class Tables:
         """Return the ids of an author's blocks with one seq."""
         return [key[29:] for key in self._store.keys(Prefix.AUTHOR.key(author, seq))]
 
-    def ordered(self, chains: Sequence[str], after: tuple[int, bytes] | None) -> Iterator[Block]:
-        """Iterate over the blocks of some chains in (height, id) order, from behind the place ``after``."""
-        return (self.indexed(id) for id in self.ids(chains, after))
+    def ordered(
+        self, chains: Sequence[str], after: tuple[int, bytes] | None, *, reverse: bool = False
+    ) -> Iterator[Block]:
+        """Iterate over the blocks of some chains in (height, id) order or backwards, behind the place ``after``."""
+        return (self.indexed(id) for id in self.ids(chains, after, reverse=reverse))
 
-    def ids(self, chains: Sequence[str], after: tuple[int, bytes] | None) -> Iterator[bytes]:
+    def ids(self, chains: Sequence[str], after: tuple[int, bytes] | None, *, reverse: bool = False) -> Iterator[bytes]:
         """Iterate over the ids of the same blocks in the same order, reading none of them."""
         ranges = []
         for chain in chains:
             prefix = Prefix.HEIGHT.key(chain.encode())
-            start = None if after is None else Prefix.HEIGHT.key(chain.encode(), *after)
-            ranges.append(self._store.keys(prefix, after=start))
-        for key in merge(*ranges, key=lambda key: key[2:]):
+            place = None if after is None else Prefix.HEIGHT.key(chain.encode(), *after)
+            start, end = (None, place) if reverse else (place, None)
+            ranges.append(self._store.keys(prefix, after=start, before=end, reverse=reverse))
+        for key in merge(*ranges, key=lambda key: key[2:], reverse=reverse):
             yield key[10:]
 
     def add(self, block: Block, placed: Placed, *, count: int) -> None:

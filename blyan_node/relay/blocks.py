@@ -135,6 +135,11 @@ class Relay:
         told = {address_of(public_key_of(peer)): status.cut for peer, status in self._heads_of.items()}
         return {address: cut for address, cut in told.items() if cut <= self.replica.final.k}
 
+    def final_of(self, address: bytes) -> int | None:
+        """Return the last cut that is final at a neighbour, as it told; None where there is no such neighbour."""
+        told = (status.cut for peer, status in self._heads_of.items() if address_of(public_key_of(peer)) == address)
+        return next(told, None)
+
     async def _follow_only(self, cut: Cut, certificate: Certificate, _peer: PeerId) -> None:
         """Take a cut without a part in the consensus."""
         check_certificate(certificate, cut, self.replica.final.base().validators, self.replica.genesis.network)

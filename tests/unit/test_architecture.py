@@ -25,9 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"p2p", "chain", "model", "worker", "relay", "pulse"},
     "learning": {"inference", "p2p", "chain", "model", "worker"},
     "api": {"inference", "relay", "chain", "datadir"},
-    "service": {"api", "inference", "relay", "p2p", "chain", "model", "worker"},
+    "chain_service": {"api", "relay", "chain"},
+    "service": {"api", "chain_service", "inference", "relay", "p2p", "chain", "model", "worker"},
     "node": {
         "api",
+        "chain_service",
         "service",
         "inference",
         "relay",
