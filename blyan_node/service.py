@@ -74,7 +74,8 @@ class NodeService:
             publish_model(
                 path,
                 name,
-                relay=self.relay,
+                replica=self.relay.replica,
+                submissions=self.submissions,
                 blobs=self.exchange.blobs,
                 key=self.key,
                 disk=self.workers.disk,

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 TOPIC = "blyan/blocks/1"
 GOSSIPED = 32 * 1024  # larger blocks are not gossiped: neighbours hear of them by STATUS and fetch them
 STATUS_EVERY = 10.0
+TELL_AFTER = 0.3  # seconds after a change in which gossip mostly makes the comparison needless
 SHALLOW = 4  # rounds of fetching parents by id before reading all behind the last common cut
 BAD_BLOCK = 25  # points: four invalid blocks and the peer is out
 FOREIGN = 100  # points: a peer of another network is refused for a while, lest both dial each other for ever
@@ -60,8 +61,6 @@ class Relay:
     def __init__(self, network: Network, replica: Replica, key: Key, disk: Lane) -> None:
         self.network, self.replica, self._key, self._disk = network, replica, key, disk
         self.changed = Pulse()
-        self.writing = trio.Lock()
-        """To be held by whoever publishes records, from the look at what is there to the last of them."""
         self._heads_of: dict[PeerId, Status] = {}
         self._wakes: dict[PeerId, Pulse] = {}  # of the neighbours that are followed
         self._compared: set[PeerId] = set()  # those of them whose chain has been read, or could not be
@@ -82,6 +81,7 @@ class Relay:
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(self._follow_neighbours, changes, nursery)
+            nursery.start_soon(self._compare_after_changes)
             task_status.started()
             async for message in gossip:
                 try:
@@ -105,7 +105,7 @@ class Relay:
         now_ms = time.time_ns() // 1_000_000
         block = self.replica.author(self._key, tuple(records), chain=chain, type=type, now_ms=now_ms)
         await self._disk.run(self.replica.flush)
-        self._notify()
+        self._notify(block)
         if len(block.raw) <= GOSSIPED:
             await self.network.publish(TOPIC, block.raw)
         return block
@@ -118,7 +118,7 @@ class Relay:
         self._sought = {id: None for id in self._sought if self.replica.wants(id)}
         while len(self._sought) > SOUGHT:
             del self._sought[next(iter(self._sought))]
-        self._notify()
+        self._wake_all()
 
     def wake(self, peer: PeerId) -> None:
         """Compare chains with a neighbour now."""
@@ -171,19 +171,32 @@ class Relay:
             self.network.penalise(source, BAD_BLOCK, f"invalid block: {error}")
             return ()
         match outcome:
-            case Accepted(refused=refused):
+            case Accepted(block, adopted, refused):
                 self._blame(refused)
-                self._notify()
+                self._notify(block, *adopted)
                 return ()
             case Known() | Surplus():
                 return ()
             case Orphan(missing=missing):
                 return missing
 
-    def _notify(self) -> None:
+    def _notify(self, *blocks: Block) -> None:
+        """Tell of a change: neighbours only after a while, unless gossip does not bring them the blocks."""
         self.changed.beat()
+        if any(len(block.raw) > GOSSIPED for block in blocks):
+            self._wake_all()
+
+    def _wake_all(self) -> None:
         for wake in self._wakes.values():
             wake.beat()
+
+    async def _compare_after_changes(self) -> None:
+        seen = self.changed.count
+        while True:
+            await self.changed.after(seen)
+            await trio.sleep(TELL_AFTER)
+            seen = self.changed.count
+            self._wake_all()
 
     def _blame(self, refused: Iterable[Refusal]) -> None:
         for refusal in refused:
