@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -21,7 +22,8 @@ from blyan_node.api.serve import api_url, open_api_listener, serve_api
 from blyan_node.canary import Canary
 from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.genesis import Genesis, load_genesis
-from blyan_node.chain.keys import Key, load_or_create_key, show_address
+from blyan_node.chain.keys import Key, load_or_create_key, show_address, unused_mark
+from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.replica import Replica
 from blyan_node.config import NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
@@ -38,9 +40,13 @@ from blyan_node.model.shard import configure
 from blyan_node.p2p.host import open_host
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
+from blyan_node.relay.accuser import Accuser
+from blyan_node.relay.author import Author
 from blyan_node.relay.blobs import BlobExchange
 from blyan_node.relay.blocks import Relay
+from blyan_node.relay.finality import Finality
 from blyan_node.relay.genesis import fetch_genesis, serve_genesis
+from blyan_node.relay.records import Submissions
 from blyan_node.service import NodeService
 from blyan_node.worker import Workers, open_workers
 
@@ -70,7 +76,19 @@ async def _main(config: NodeConfig) -> None:
             if genesis is None:
                 return
             with Replica.open(data.chain, genesis) as replica:
+                _heed_lost_votes(replica, unused_mark(data.key))
                 await _serve(assemble(config, data, key, replica, network, workers), config, data, signals)
+
+
+def _heed_lost_votes(replica: Replica, unused: Path) -> None:
+    """Where the chain's database is new but the key is not, what the key has signed is lost: it must not contradict it.
+
+    See :func:`blyan_node.chain.tendermint.abstain_after_loss`.
+    """
+    if replica.created:
+        replica.finals.set_abstain(0 if unused.exists() else None)
+        replica.flush()
+    unused.unlink(missing_ok=True)
 
 
 def assemble(
@@ -83,6 +101,8 @@ def assemble(
     peers = Peers(network, bootstrap=config.bootstrap, path=data.peers)
     view = SwarmView()
     relay = Relay(network, replica, key, workers.disk)
+    finality = Finality(network, peers, relay, key, workers.disk)
+    submissions = Submissions(network, peers, relay, key, Mempool(replica.genesis.network))
     exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
     library = Library(replica, exchange, view, workers.disk, config.models)
     pipeline = Pipeline(network, peers)
@@ -93,6 +113,10 @@ def assemble(
         network=network,
         peers=peers,
         relay=relay,
+        finality=finality,
+        submissions=submissions,
+        author=Author(relay, submissions, key),
+        accuser=Accuser(relay, finality, submissions, key.address),
         exchange=exchange,
         view=view,
         library=library,
@@ -126,6 +150,10 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
     async with trio.open_nursery() as nursery:
         await nursery.start(Canary().run)
         await nursery.start(node.relay.run)
+        await nursery.start(node.finality.run)
+        await nursery.start(node.submissions.run)
+        await nursery.start(node.author.run)
+        nursery.start_soon(node.accuser.run)
         await nursery.start(node.pipeline.run)
         await nursery.start(node.stage.run)
         await nursery.start(node.heart.run, node.heartbeat)

@@ -27,8 +27,12 @@ from blyan_node.inference.stage import Stage
 from blyan_node.inference.swarm import Seen, SwarmView
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
+from blyan_node.relay.accuser import Accuser
+from blyan_node.relay.author import Author
 from blyan_node.relay.blobs import BlobExchange
 from blyan_node.relay.blocks import Relay
+from blyan_node.relay.finality import Finality
+from blyan_node.relay.records import Submissions
 from blyan_node.worker import Workers
 
 STATES = {LOADING: "loading", SERVING: "serving", DRAINING: "draining"}
@@ -42,6 +46,10 @@ class NodeService:
     network: Network
     peers: Peers
     relay: Relay
+    finality: Finality
+    submissions: Submissions
+    author: Author
+    accuser: Accuser
     exchange: BlobExchange
     view: SwarmView
     library: Library
@@ -169,7 +177,7 @@ class NodeService:
             free_tokens=loaded.shard.free_tokens() if loaded else 0,
             queue=sum(len(seat.inputs) for seat in self.stage.seats.values()),
             price=0,
-            cut=0,
+            cut=self.relay.replica.final.k,
             height=self.relay.replica.height(),
         )
 

@@ -133,6 +133,11 @@ class Replica(Closing):
 
     # What is here
 
+    @property
+    def created(self) -> bool:
+        """Whether the database was empty when it was opened."""
+        return self._tables.created
+
     def heads(self) -> tuple[bytes, ...]:
         """Return the ids of the blocks without children, sorted; of an empty chain, the network's id."""
         return self.dag.heads()

@@ -77,6 +77,10 @@ class View:
                 return Standing("tentative", void)
         return None if settled is None else Standing("final", settled.void)
 
+    def is_pending(self, record: bytes) -> bool:
+        """Tell whether a block that is not final carries a record, whether or not it takes effect."""
+        return record in self._results
+
     def movements(self, address: bytes) -> list[Movement]:
         """Return the tentative entries of an address's history, which follow the final ones."""
         return [movement for movement in self.pending.movements if movement.address == address]
