@@ -25,6 +25,7 @@ from blyan_node.chain.genesis import Genesis, load_genesis
 from blyan_node.chain.keys import Key, load_or_create_key, show_address, unused_mark
 from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.replica import Replica
+from blyan_node.chain_service import NodeChainService
 from blyan_node.config import NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
 from blyan_node.inference.heart import Heart
@@ -138,6 +139,7 @@ def assemble(
             device=device,
         ),
         workers=workers,
+        chain=NodeChainService(key.address, relay, submissions),
         memory_limit=memory,
         disk_limit=config.disk_limit,
     )
