@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 from blyan_node.api.chain_service import BlockInfo, CutInfo, Entry, Holdings, NetworkInfo, Seat, Validators
 from blyan_node.chain.block import Block
 from blyan_node.chain.finals import StoredCut
+from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.records import Record
 from blyan_node.chain.replica import Replica
 from blyan_node.chain.validators import ValidatorSet
@@ -17,16 +17,12 @@ from blyan_node.chain.view import Standing
 from blyan_node.relay.blocks import Relay
 
 
-class _Mempool(Sized, Protocol):
-    def __contains__(self, id: bytes) -> bool: ...
-
-
 class Submitting(Protocol):
     """What sees a record on its way into the DAG."""
 
     @property
-    def mempool(self) -> _Mempool:
-        """What waits here, by id."""
+    def mempool(self) -> Mempool:
+        """What waits here."""
         ...
 
     async def submit(self, record: Record) -> None:

@@ -140,6 +140,7 @@ def assemble(
             device=device,
         ),
         workers=workers,
+        chain=NodeChainService(key.address, relay, submissions),
         memory_limit=memory,
         disk_limit=config.disk_limit,
     )

@@ -85,6 +85,7 @@ async def test_a_payment_becomes_final_everywhere_and_the_net_comes_to_rest(
         assert all(peer.replica.final.state.account(KEYS[5].address).balance == 1007 for peer in group)
         await trio.sleep(30)
         assert {peer.replica.final.k for peer in group} == {1}
+        assert [group[1].relay.final_of(key.address) for key in KEYS[:5]] == [1, None, 1, 1, None]
         assert len({peer.replica.heads() for peer in group}) == 1
 
 
