@@ -123,9 +123,20 @@ def peek_id(raw: bytes) -> bytes:
     return hashlib.sha256(unpack(_Envelope, raw, most=MAX_BLOCK).header).digest()
 
 
+def peek_header(raw: bytes) -> tuple[bytes, Header, bytes]:
+    """Return id and header of an encoded block, and its body, which is not decoded. Raises CodecError."""
+    envelope = unpack(_Envelope, raw, most=MAX_BLOCK)
+    header = unpack(Header, envelope.header, most=MAX_HEADER)
+    return hashlib.sha256(envelope.header).digest(), header, envelope.body
+
+
 def encode_body(records: tuple[Record, ...]) -> bytes:
     """Encode the records of a block."""
     return encode(to_value(records))
+
+
+EMPTY_BODY = encode_body(())
+"""The body of a block that carries nothing."""
 
 
 def decode_body(body: bytes) -> tuple[Record, ...]:

@@ -5,16 +5,34 @@ Implements :class:`blyan_node.chain.height.View` over a replica.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 from blyan_node.chain.cut import MAX_HEADS
-from blyan_node.chain.dag import Dag, lies_in, merge
+from blyan_node.chain.dag import Dag, Past, lies_in, merge
+from blyan_node.chain.finals import FinalCut
 from blyan_node.chain.height import Base, Window
-from blyan_node.chain.replica import Replica
+
+
+class Ground(Protocol):
+    """What cuts are made of: a :class:`~blyan_node.chain.replica.Replica`, or what recomputes one."""
+
+    dag: Dag
+
+    @property
+    def final(self) -> FinalCut:
+        """The last final cut, and the state after it."""
+        ...
+
+    def window(self, heads: Iterable[bytes], above: Past | None = None) -> set[bytes]:
+        """Return the ids of the blocks under ``heads`` that do not lie in a past (of the last cut, if None)."""
+        ...
 
 
 class Candidates:
     """See the module. Reads only."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Ground) -> None:
         self._replica = replica
 
     def heads(self, base: Base) -> tuple[bytes, ...]:

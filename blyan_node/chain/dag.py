@@ -164,10 +164,7 @@ class Dag:
         else:
             number = len(self._branches)
             branch = Branch(header.author, first=header.seq, last=header.seq, tip=block.id)
-        past = {**merge(node.past for node in parents), number: header.seq + 1}
-        node = Node(
-            header.height, number, header.seq, header.parents, past, header.anchor.k, carries=bool(block.records)
-        )
+        node = make_node(header, number, parents, carries=bool(block.records))
         return Placed(block.id, node, branch)
 
     def _prev_branch(self, header: Header) -> int | None:
@@ -222,6 +219,12 @@ class Dag:
         covering = [tip for tip in tips if any(tip[1].reaches(node) for node in own)][:1]
         others = [tip for tip in tips if tip not in covering]
         return tuple(covering + others[: MAX_PARENTS - len(covering)])
+
+
+def make_node(header: Header, branch: int, parents: Iterable[Node], *, carries: bool) -> Node:
+    """Return the node of a block on a branch; the nodes of its parents give its past."""
+    past = {**merge(node.past for node in parents), branch: header.seq + 1}
+    return Node(header.height, branch, header.seq, header.parents, past, header.anchor.k, carries)
 
 
 def lies_in(node: Node, past: Past) -> bool:

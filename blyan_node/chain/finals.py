@@ -61,7 +61,12 @@ class StoredCut:
 
 
 @dataclass(frozen=True)
-class _StoredResult:
+class StoredResult:
+    """What became of a record in the cut where it took effect; where it never did, in the last cut that had it.
+
+    ``void`` is a place in ``VOIDS``.
+    """
+
     k: int
     void: int | None
 
@@ -107,10 +112,10 @@ class Finals:
     def anchor(self, k: int) -> tuple[bytes, frozenset[bytes]]:
         """Return the id of a final cut and who may author on it. Raises StoreError where that cut is not here."""
         if k == self.last.k:
-            return self.last.id, frozenset(_authors(self.last.state))
+            return self.last.id, frozenset(authors_of(self.last.state))
         if (known := self._anchors.get(k)) is None:
             if k == 0:
-                known = self._genesis.network, frozenset(_authors(genesis_state(self._genesis)))
+                known = self._genesis.network, frozenset(authors_of(genesis_state(self._genesis)))
             elif (stored := self.stored(k)) is not None:
                 known = stored.cut.id, frozenset(stored.authors)
             else:
@@ -127,7 +132,7 @@ class Finals:
 
     def result(self, record: bytes) -> Result | None:
         """Return what finally became of a record or receipt, by id."""
-        stored = self._read(_StoredResult, Prefix.RESULT.key(record))
+        stored = self._read(StoredResult, Prefix.RESULT.key(record))
         if stored is None:
             return None
         return Result(record, None if stored.void is None else VOIDS[stored.void])
@@ -147,17 +152,15 @@ class Finals:
         rows = frozenset(folded.state.rows())
         root = root_of(sorted(rows))
         deciders = ValidatorSet(folded.state.validators)
-        stored = StoredCut(cut, certificate, root, deciders, _authors(folded.state))
+        stored = StoredCut(cut, certificate, root, deciders, authors_of(folded.state))
         batch: Batch = [(Prefix.CUT.key(cut.k), pack(stored))]
-        batch += [(Prefix.FINAL.key(id), cut.k.to_bytes(8)) for id in sorted(blocks)]
+        batch += [final_entry(id, cut.k) for id in sorted(blocks)]
         for result in folded.results:
             if (before := self.result(result.id)) is None or before.void is not None:
-                void = None if result.void is None else VOIDS.index(result.void)
-                batch.append((Prefix.RESULT.key(result.id), pack(_StoredResult(cut.k, void))))
-        for movement in folded.movements:
-            batch.append((Prefix.MOVEMENT.key(movement.address, cut.k, movement.index), pack(movement)))
-        batch += [(_row_key(row), None) for row in sorted(self._rows - rows)]
-        batch += [(_row_key(row), row) for row in sorted(rows - self._rows)]
+                batch.append(result_entry(cut.k, result))
+        batch += map(movement_entry, folded.movements)
+        batch += [(row_key(row), None) for row in sorted(self._rows - rows)]
+        batch += [(row_key(row), row) for row in sorted(rows - self._rows)]
         batch += [(key, None) for key in self._store.keys(Prefix.VOTE.key()) if int.from_bytes(key[1:9]) < cut.k]
         self._store.write(batch)
         self._rows = rows
@@ -193,10 +196,28 @@ class Finals:
             raise StoreError(self._store.damaged(f"an entry {key[:1]!r} is unreadable")) from error
 
 
-def _authors(state: State) -> tuple[bytes, ...]:
+def authors_of(state: State) -> tuple[bytes, ...]:
+    """Return who may write blocks that are anchored at the cut after which a state stands, sorted."""
     members = {validator.address for validator in (*state.validators, *state.next_validators)}
     return tuple(sorted(address for address in members if state.may_author(address)))
 
 
-def _row_key(row: bytes) -> bytes:
+def final_entry(block: bytes, k: int) -> tuple[bytes, bytes]:
+    """Return the entry of a block that cut ``k`` made final."""
+    return Prefix.FINAL.key(block), k.to_bytes(8)
+
+
+def result_entry(k: int, result: Result) -> tuple[bytes, bytes]:
+    """Return the entry of what became of a record in cut ``k``."""
+    void = None if result.void is None else VOIDS.index(result.void)
+    return Prefix.RESULT.key(result.id), pack(StoredResult(k, void))
+
+
+def movement_entry(movement: Movement) -> tuple[bytes, bytes]:
+    """Return the entry of a movement of money."""
+    return Prefix.MOVEMENT.key(movement.address, movement.k, movement.index), pack(movement)
+
+
+def row_key(row: bytes) -> bytes:
+    """Return the key of a row of the state."""
     return Prefix.ROW.key(sha256(row).digest())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import merge
 from typing import Annotated, TypeVar
 
-from blyan_node.chain.block import MAX_BLOCK, MAX_PARENTS, Block, decode_block
+from blyan_node.chain.block import MAX_BLOCK, MAX_PARENTS, Block, Header, decode_block
 from blyan_node.chain.dag import Branch, Node, Placed
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.records import Address, Hash
@@ -57,7 +57,7 @@ class Tables:
         self.created = store.get(key) is None
         """Whether the database was empty: nothing that this node ever signed is known here."""
         if self.created:
-            store.write([(key, pack(_State(FORMAT, genesis.network, 0)))])
+            store.write([state_entry(genesis.network, 0)])
         state = self._read(_State, key)
         if state is not None and state.format != FORMAT:
             raise StoreError(f"the chain in {store.directory} has format {state.format}; this program has {FORMAT}")
@@ -89,6 +89,8 @@ class Tables:
         """Return the node of a block in the DAG."""
         if (stored := self._read(_StoredNode, Prefix.NODE.key(id))) is None:
             return None
+        if len(stored.past) % 2:
+            raise StoreError(self._store.damaged(f"the node of block {id.hex()} is unreadable"))
         past = dict(zip(stored.past[::2], stored.past[1::2], strict=True))
         return Node(stored.height, stored.branch, stored.seq, stored.parents, past, stored.anchor, stored.carries)
 
@@ -98,11 +100,14 @@ class Tables:
 
     def branches(self) -> dict[int, Branch]:
         """Return all branches by number."""
-        branches: dict[int, Branch] = {}
-        for key in self._store.keys(Prefix.BRANCH.key()):
-            if stored := self._read(_StoredBranch, key):
-                branches[int.from_bytes(key[1:])] = Branch(stored.author, stored.first, stored.last, stored.tip)
-        return branches
+        numbers = (int.from_bytes(key[1:]) for key in self._store.keys(Prefix.BRANCH.key()))
+        return {number: branch for number in numbers if (branch := self.branch(number))}
+
+    def branch(self, number: int) -> Branch | None:
+        """Return one branch."""
+        if (stored := self._read(_StoredBranch, Prefix.BRANCH.key(number))) is None:
+            return None
+        return Branch(stored.author, stored.first, stored.last, stored.tip)
 
     def rivals(self, author: bytes, seq: int) -> list[bytes]:
         """Return the ids of an author's blocks with one seq."""
@@ -127,18 +132,14 @@ class Tables:
 
     def add(self, block: Block, placed: Placed, *, count: int) -> None:
         """Write a block and all that follows from it, in one batch; ``count`` is the number of blocks with it."""
-        header, node, branch = block.header, placed.node, placed.branch
-        past = tuple(number for pair in sorted(node.past.items()) for number in pair)
-        stored_node = _StoredNode(node.height, node.branch, node.seq, node.parents, past, node.anchor, node.carries)
-        stored_branch = _StoredBranch(branch.author, branch.first, branch.last, branch.tip)
         batch: Batch = [
-            (Prefix.STATE.key(), pack(_State(FORMAT, self._network, count))),
+            state_entry(self._network, count),
             (Prefix.BLOCK.key(block.id), block.raw),
-            (Prefix.NODE.key(block.id), pack(stored_node)),
-            (Prefix.BRANCH.key(node.branch), pack(stored_branch)),
-            (Prefix.HEIGHT.key(header.chain.encode(), header.height, block.id), b""),
-            (Prefix.AUTHOR.key(header.author, header.seq, block.id), b""),
-            *((Prefix.HEAD.key(parent), None) for parent in header.parents),
+            node_entry(block.id, placed.node),
+            branch_entry(placed.node.branch, placed.branch),
+            (height_key(block.header, block.id), b""),
+            (author_key(block.header, block.id), b""),
+            *((Prefix.HEAD.key(parent), None) for parent in block.header.parents),
             (Prefix.HEAD.key(block.id), b""),
         ]
         self._store.write(batch)
@@ -164,3 +165,33 @@ class Tables:
             return unpack(cls, raw, most=MAX_BLOCK)
         except CodecError as error:
             raise StoreError(self._store.damaged(f"an entry {key[:1]!r} is unreadable")) from error
+
+
+# The entries of a block, as they are written and as verification expects them
+
+
+def state_entry(network: bytes, blocks: int) -> tuple[bytes, bytes]:
+    """Return the entry that says what the database holds."""
+    return Prefix.STATE.key(), pack(_State(FORMAT, network, blocks))
+
+
+def node_entry(id: bytes, node: Node) -> tuple[bytes, bytes]:
+    """Return the entry of a block's node."""
+    past = tuple(number for pair in sorted(node.past.items()) for number in pair)
+    stored = _StoredNode(node.height, node.branch, node.seq, node.parents, past, node.anchor, node.carries)
+    return Prefix.NODE.key(id), pack(stored)
+
+
+def branch_entry(number: int, branch: Branch) -> tuple[bytes, bytes]:
+    """Return the entry of a branch."""
+    return Prefix.BRANCH.key(number), pack(_StoredBranch(branch.author, branch.first, branch.last, branch.tip))
+
+
+def height_key(header: Header, id: bytes) -> bytes:
+    """Return the key of a block in the index by height."""
+    return Prefix.HEIGHT.key(header.chain.encode(), header.height, id)
+
+
+def author_key(header: Header, id: bytes) -> bytes:
+    """Return the key of a block in the index by author."""
+    return Prefix.AUTHOR.key(header.author, header.seq, id)
