@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from blyan_node.chain.records import MAX_ARGUMENTS, Record
 from blyan_node.codec import Bound, Size, exactly
 from blyan_node.p2p.rpc import Method
 
@@ -15,6 +16,7 @@ MAX_IDS = 256
 MAX_BLOCK = 264 * 1024  # header 4 KiB + body 256 KiB + signature and framing
 MAX_PAGE = 1024 * 1024
 CHUNK = 1024 * 1024
+MAX_REASON = 512
 MAX_PROOF = 40  # a Merkle path of 2**40 chunks
 
 
@@ -68,7 +70,22 @@ class Chunk:
     proof: Annotated[tuple[Id, ...], Size(MAX_PROOF)]
 
 
+@dataclass(frozen=True)
+class Submit:
+    """Ask a validator to carry a record into a block."""
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The record waits to be carried, or why it never will: ``reason`` is for whoever signed it."""
+
+    reason: Annotated[str, Size(MAX_REASON)] | None
+
+
 STATUS = Method("/blyan/status/1", Status, Status, max_request=20_000, max_response=20_000, timeout=10)
 GET_BLOCKS = Method("/blyan/blocks/1", GetBlocks, Blocks, max_request=10_000, max_response=2 * MAX_PAGE, timeout=30)
 GET_AFTER = Method("/blyan/after/1", GetAfter, Blocks, max_request=100, max_response=2 * MAX_PAGE, timeout=30)
 GET_CHUNK = Method("/blyan/chunk/1", GetChunk, Chunk, max_request=100, max_response=CHUNK + 2048, timeout=60)
+SUBMIT = Method("/blyan/submit/1", Submit, Submitted, max_request=MAX_ARGUMENTS + 1024, max_response=1024, timeout=10)
