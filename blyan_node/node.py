@@ -103,7 +103,7 @@ def assemble(
     view = SwarmView()
     relay = Relay(network, replica, key, workers.disk)
     finality = Finality(network, peers, relay, key, workers.disk)
-    submissions = Submissions(network, peers, relay, key, Mempool(replica.genesis.network))
+    submissions = Submissions(network, peers, replica, Mempool(replica.genesis.network), key)
     exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
     library = Library(replica, exchange, view, workers.disk, config.models)
     pipeline = Pipeline(network, peers)
@@ -118,7 +118,6 @@ def assemble(
         submissions=submissions,
         author=Author(relay, submissions, key),
         accuser=Accuser(relay, finality, submissions, key.address),
-        chain=NodeChainService(key.address, relay, submissions),
         exchange=exchange,
         view=view,
         library=library,

@@ -46,7 +46,9 @@ async def publish_model(
     checkpoint = await disk.run(open_checkpoint, path)
     units = checkpoint.spec.units
     added: list[BlobRef] = []
-    async with submissions.publishing:  # imports take turns, so what one throws away is not what another means to publish
+    async with (
+        submissions.publishing
+    ):  # imports take turns, so what one throws away is not what another means to publish
         try:
             added.append(await disk.run(blobs.add, [checkpoint.tokenizer]))
             for index, unit in enumerate(units):
@@ -57,7 +59,9 @@ async def publish_model(
             manifest = Manifest(name, checkpoint.spec.to_json(), units, tokenizer)
             known = _published(replica, key, manifest, refs)
             model = known.id if known else (await submissions.originate(manifest)).id
-            missing = [Layer(model, unit, ref) for unit, ref in enumerate(refs) if not known or unit not in known.layers]
+            missing = [
+                Layer(model, unit, ref) for unit, ref in enumerate(refs) if not known or unit not in known.layers
+            ]
             for start in range(0, len(missing), AT_ONCE):
                 sent = [(await submissions.originate(layer)).id for layer in missing[start : start + AT_ONCE]]
                 await submissions.carried(sent)
