@@ -52,7 +52,7 @@ def test_the_network_is_the_hash_of_the_canonical_form(tmp_path):
     validators = [[key.address, 10] for key in sorted(KEYS, key=lambda key: key.address)]
     assert (
         GENESIS.network
-        == hashlib.sha256(encode([2, b"test", 1_700_000_000_000, to_value(DEVNET), validators, []])).digest()
+        == hashlib.sha256(encode([2, b"test", 1_700_000_000_000, to_value(DEVNET), validators, [], None])).digest()
     )
     GENESIS.save(tmp_path / "genesis.toml")
     assert load_genesis(tmp_path / "genesis.toml") == GENESIS
