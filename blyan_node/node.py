@@ -68,7 +68,7 @@ async def _main(config: NodeConfig) -> None:
             open_host(key.secret, listen=config.listen, announce=config.announce) as network,
         ):
             start_logging(level=config.log_level, form=config.log_format, node=f"…{network.peer_id[-6:]}")
-            genesis = await _unless_signalled(signals, partial(_genesis, config, data, key, network))
+            genesis = await _unless_signalled(signals, partial(choose_genesis, config, data, key, network))
             if genesis is None:
                 return
             with Replica.open(data.chain, genesis) as replica:
@@ -178,12 +178,12 @@ async def _unless_signalled(signals: AsyncIterator[int], work: Callable[[], Awai
     return done[0] if done else None
 
 
-async def _genesis(config: NodeConfig, data: DataDir, key: Key, network: Network) -> Genesis:
-    """The network to be part of: what the configuration names, what was joined before, what a bootstrap peer tells;
-    where nothing says, a private network of one's own.
+async def choose_genesis(config: NodeConfig, data: DataDir, key: Key, network: Network) -> Genesis:
+    """Find the network to be part of.
 
-    Raises LocalError where that is not the network that an invite named.
-    """  # noqa: D205
+    It is what the configuration names, what was joined before, or what a bootstrap peer tells; where nothing says, a
+    private network of one's own. Raises LocalError where that is not the network that an invite named.
+    """
     expected = None if config.network is None else bytes.fromhex(config.network)
     if config.genesis is not None or data.genesis.exists():
         path = config.genesis or data.genesis
@@ -193,8 +193,7 @@ async def _genesis(config: NodeConfig, data: DataDir, key: Key, network: Network
                 f"{path} is of network {genesis.network.hex()}, but this node is to join {config.network} "
                 f"(setting network, or {data.root / JOINED}): use the genesis of that network, or another --data-dir"
             )
-        return genesis
-    if config.bootstrap:
+    elif config.bootstrap:
         log.info("asking %d bootstrap addresses which network this is", len(config.bootstrap))
         genesis = await fetch_genesis(network, config.bootstrap, expected=expected)
         _tell_joined(genesis, invited=expected is not None)
@@ -206,7 +205,8 @@ async def _genesis(config: NodeConfig, data: DataDir, key: Key, network: Network
         log.info(
             "started a private network; others join with: --bootstrap %s", " --bootstrap ".join(network.addresses())
         )
-    genesis.save(data.genesis)
+    if not data.genesis.exists():
+        genesis.save(data.genesis)  # so that the next start, and other commands, need not be told
     return genesis
 
 

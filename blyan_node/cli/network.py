@@ -107,7 +107,7 @@ def show(
     from blyan_node.chain.genesis import load_genesis
 
     genesis = _own_genesis(data_dir) if file is None else load_genesis(file)
-    invite, advice = _invite(data_dir_of(data_dir), genesis) if file is None else (None, "")
+    invite, advice = (None, "") if file is not None else _invite(data_dir_of(data_dir), genesis)
     facts = _facts(genesis)
     if as_json:
         say_json(facts | {"invite": invite})
