@@ -290,7 +290,7 @@ def _last_final(data_dir: Path | None) -> tuple[Genesis, bytes, State]:
     with open_data_dir(root) as data:
         replica: Any = Replica.open(data.chain, genesis)
         with replica:
-            final = replica.final()
+            final = replica.final
     return genesis, final.id, final.state
 
 
