@@ -5,6 +5,7 @@
     node.key      secret key of the node, mode 600          chain/    LevelDB: blocks and what follows from them
     api.token     local API token, mode 600                 blobs/    weights, content-addressed
     genesis.toml  the network this node belongs to          peers.json  addresses of peers
+    network.toml  what an invite told: settings (config.py)
     node.json     while running: pid, API and p2p addresses lock      held (flock) while running
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from blyan_node import __version__
-from blyan_node.cli import chat, model, node, testnet, wallet
+from blyan_node.cli import chat, model, network, node, testnet, wallet
 from blyan_node.cli.common import EXIT_CODES, EXIT_INTERRUPTED, fail
 from blyan_node.errors import BlyanError
 
@@ -40,6 +40,7 @@ app.command(epilog="Example: blyan-node status --watch")(node.status)
 app.command(epilog='Example: blyan-node chat "What is a block?"')(chat.chat)
 app.add_typer(model.app, name="model")
 app.add_typer(wallet.app, name="wallet")
+app.add_typer(network.app, name="network")
 app.add_typer(node.config_app, name="config")
 app.add_typer(testnet.app, name="testnet")
 
