@@ -20,7 +20,7 @@ from blyan_node.errors import ConfigError
 
 PREFIX = "BLYAN_"
 # Read by other parts or by other programs; not settings of a node.
-_OTHER_VARIABLES = frozenset({"BLYAN_CACHE_DIR", "BLYAN_CONFIG"})
+_OTHER_VARIABLES = frozenset({"BLYAN_CACHE_DIR", "BLYAN_CONFIG", "BLYAN_WALLET_PASSWORD"})
 
 
 @dataclass(frozen=True)

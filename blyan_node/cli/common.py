@@ -29,6 +29,10 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option("--data-dir", help="The node's data directory [default: by platform, or BLYAN_DATA_DIR]."),
 ]
+PasswordFileOption = Annotated[
+    Path | None,
+    typer.Option("--password-file", help="File with the wallet's password [or BLYAN_WALLET_PASSWORD; else it asks]."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
