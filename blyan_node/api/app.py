@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 
 import trio
@@ -11,11 +10,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blyan_node.api.auth import Access, Authenticate
+from blyan_node.api.chain import chain_routes
+from blyan_node.api.endpoints import plain, route
 from blyan_node.api.errors import ApiError, error_response
 from blyan_node.api.generations import NANO, Chat, ChatCompletions, ImportModel
 from blyan_node.api.limits import SlidingWindow
@@ -63,31 +63,19 @@ def create_app(service: Service, access: Access, *, requests_per_minute: int, pr
         return _Limited(endpoint, chats, "caller")
 
     routes = [
-        _route("/health", "GET", _Limited(_plain(health), healths, "address")),
-        _route("/status", "GET", _plain(status)),
-        _route("/v1/models", "GET", _plain(models)),
-        _route("/v1/chat/completions", "POST", limited(ChatCompletions(service))),
-        Route("/chat", endpoint=_ByMethod({"GET": _plain(terms), "POST": limited(Chat(service, price_nano))})),
-        _route("/models", "POST", ImportModel(service)),
+        route("/health", GET=_Limited(plain(health), healths, "address")),
+        route("/status", GET=plain(status)),
+        route("/v1/models", GET=plain(models)),
+        route("/v1/chat/completions", POST=limited(ChatCompletions(service))),
+        route("/chat", GET=plain(terms), POST=limited(Chat(service, price_nano))),
+        route("/models", POST=ImportModel(service)),
+        *chain_routes(service.chain),
     ]
     return Starlette(
         routes=routes,
         middleware=[Middleware(_Drain), Middleware(Authenticate, access=access)],
         exception_handlers={BlyanError: _on_error, HTTPException: _on_http_error, Exception: _on_bug},
     )
-
-
-class _ByMethod:
-    """An endpoint that answers each method with its own application."""
-
-    def __init__(self, methods: dict[str, ASGIApp]) -> None:
-        self._methods = methods
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        if method not in self._methods:
-            raise HTTPException(405, headers={"Allow": ", ".join(self._methods)})
-        await self._methods[method](scope, receive, send)
 
 
 class _Limited:
@@ -140,19 +128,6 @@ class _Drain:
         await self._app(scope, watched, send)
         while not complete:
             await watched()
-
-
-def _route(path: str, method: str, app: ASGIApp) -> Route:
-    return Route(path, endpoint=_ByMethod({method: app}))
-
-
-def _plain(respond: Callable[[], object]) -> ASGIApp:
-    """An endpoint that answers at once, with a value as JSON."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await JSONResponse(respond())(scope, receive, send)
-
-    return app
 
 
 async def _on_error(_request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from blyan_node.api.chain_service import ChainService
 from blyan_node.inference.generation import Event, Generate, Progress
 
 
@@ -83,6 +84,11 @@ class Status:
 
 class Service(Protocol):
     """The node, as the API sees it."""
+
+    @property
+    def chain(self) -> ChainService:
+        """Its chain."""
+        ...
 
     def generate(self, request: Generate) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Open a generation; leaving the context cancels it, on every stage.

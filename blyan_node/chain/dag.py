@@ -38,10 +38,14 @@ class Node:
     seq: int
     parents: tuple[bytes, ...]
     past: Past
+    anchor: int = 0
+    """The number of the cut that the block is anchored at."""
+    carries: bool = False
+    """Whether the block carries records; one without acknowledges."""
 
     def reaches(self, other: Node) -> bool:
         """Tell whether ``other`` is this block or an ancestor of it."""
-        return self.past.get(other.branch, 0) > other.seq
+        return lies_in(other, self.past)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,16 @@ class Dag:
         if len(self._cache) > self._cached:
             self._cache.popitem(last=False)
 
+    def known(self, id: bytes) -> Node:
+        """Return the node of a block that must be here. Raises StoreError where it is not."""
+        if (node := self.node(id)) is None:
+            raise StoreError(f"block {id.hex()} is named by the chain's index but is not in the database")
+        return node
+
+    def past_of(self, ids: Iterable[bytes]) -> Past:
+        """Return the union of the pasts of blocks that are here."""
+        return merge(self.known(id).past for id in ids)
+
     def heads(self) -> tuple[bytes, ...]:
         """Return the blocks without children, sorted; the genesis alone where there is none. Always an antichain."""
         return tuple(sorted(self._heads))
@@ -151,7 +165,10 @@ class Dag:
             number = len(self._branches)
             branch = Branch(header.author, first=header.seq, last=header.seq, tip=block.id)
         past = {**merge(node.past for node in parents), number: header.seq + 1}
-        return Placed(block.id, Node(header.height, number, header.seq, header.parents, past), branch)
+        node = Node(
+            header.height, number, header.seq, header.parents, past, header.anchor.k, carries=bool(block.records)
+        )
+        return Placed(block.id, node, branch)
 
     def _prev_branch(self, header: Header) -> int | None:
         for number in self._branches_of.get(header.author, ()):
@@ -176,12 +193,12 @@ class Dag:
         2402.08068): what others had already built on it stays covered, what only the equivocator wrote does not.
         """
         found: dict[bytes, Node] = {}
-        waiting = [(-self._known(id).height, id) for id in self._heads]
+        waiting = [(-self.known(id).height, id) for id in self._heads]
         heapify(waiting)
         seen = set(self._heads)
         while waiting:  # the highest first: whatever is found later cannot have it in its past
             id = heappop(waiting)[1]
-            node = self._known(id)
+            node = self.known(id)
             if any(tip.reaches(node) for tip in found.values()):
                 continue
             if not self.is_equivocator(self.author_of(node)):
@@ -189,7 +206,7 @@ class Dag:
                 continue
             for parent in set(node.parents) - seen:
                 seen.add(parent)
-                heappush(waiting, (-self._known(parent).height, parent))
+                heappush(waiting, (-self.known(parent).height, parent))
         return sorted(found.items(), key=lambda tip: (tip[1].height, tip[0]))
 
     def choose_parents(self, author: bytes) -> tuple[tuple[bytes, Node], ...]:
@@ -201,15 +218,15 @@ class Dag:
         tips = self.tips()
         if len(tips) <= MAX_PARENTS:
             return tuple(tips)
-        own = [self._known(branch.tip) for branch in self.branches_of(author)]
+        own = [self.known(branch.tip) for branch in self.branches_of(author)]
         covering = [tip for tip in tips if any(tip[1].reaches(node) for node in own)][:1]
         others = [tip for tip in tips if tip not in covering]
         return tuple(covering + others[: MAX_PARENTS - len(covering)])
 
-    def _known(self, id: bytes) -> Node:
-        if (node := self.node(id)) is None:
-            raise StoreError(f"block {id.hex()} is named by the chain's index but is not in the database")
-        return node
+
+def lies_in(node: Node, past: Past) -> bool:
+    """Tell whether a block lies in a past."""
+    return past.get(node.branch, 0) > node.seq
 
 
 def merge(pasts: Iterable[Past]) -> dict[int, int]:

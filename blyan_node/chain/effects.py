@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blyan_node.chain.cut import Certificate, Cut, DoubleVote, Proposal, Round, Step, Vote, Votes
+from blyan_node.chain.cut import MAX_VOTES, Certificate, Cut, DoubleVote, Proposal, Round, Step, Vote, Votes
 from blyan_node.chain.records import Hash
+from blyan_node.codec import decode, encode, from_value, to_value
+from blyan_node.errors import CodecError
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,22 @@ class InRound:
 
 
 Message = Proposal | Vote | Majority | GetVotes | Votes | InRound
+MESSAGES: tuple[type[Message], ...] = (Proposal, Vote, Majority, GetVotes, Votes, InRound)
+"""Their places are their numbers on the wire."""
+MAX_MESSAGE = MAX_VOTES + 16
+
+
+def pack_message(message: Message) -> bytes:
+    """Encode a message: ``[number of its kind, its fields]``."""
+    return encode([MESSAGES.index(type(message)), to_value(message)])
+
+
+def unpack_message(data: bytes) -> Message:
+    """Decode a message. Raises CodecError."""
+    value = decode(data, most=MAX_MESSAGE)
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not int or value[0] >= len(MESSAGES):
+        raise CodecError("not a message of the consensus")
+    return from_value(MESSAGES[value[0]], value[1])
 
 
 @dataclass(frozen=True)

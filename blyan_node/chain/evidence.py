@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blyan_node.chain.block import BLOCK_DOMAIN, MAX_HEADER, Header
-from blyan_node.chain.cut import VOTE_DOMAIN
+from blyan_node.chain.block import BLOCK_DOMAIN, MAX_HEADER, Block, Header
+from blyan_node.chain.cut import VOTE_DOMAIN, DoubleVote, vote_payload
 from blyan_node.chain.keys import address_of, digest, recover
 from blyan_node.chain.records import Evidence, Hash, Signed
 from blyan_node.codec import unpack
@@ -67,6 +67,19 @@ FAULTS: Mapping[str, Fault] = {
     "double-vote": Fault(VOTE_DOMAIN, read_vote),
 }
 """All that is punished."""
+
+
+def of_blocks(first: Block, second: Block) -> Evidence:
+    """Make evidence of two blocks of one author with one ``seq``, in one order, so that one fault has one form."""
+    signed = sorted((Signed(block.header_bytes, block.signature) for block in (first, second)), key=lambda s: s.payload)
+    return Evidence("double-block", *signed)
+
+
+def of_votes(proof: DoubleVote, network: bytes) -> Evidence:
+    """Make evidence of two votes that contradict each other."""
+    votes = (proof.first, proof.second)
+    signed = (Signed(vote_payload(network, v.k, v.round, v.step, v.cut), v.signature) for v in votes)
+    return Evidence("double-vote", *signed)
 
 
 def check_evidence(evidence: Evidence, network: bytes) -> bytes:

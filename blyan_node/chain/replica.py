@@ -1,4 +1,4 @@
-"""A node's replica of the chain: the DAG of accepted blocks, kept in LevelDB, with what is derived from it.
+"""A node's replica of the chain: the DAG of accepted blocks, what of it is final, and the ledger that follows.
 
 Synchronous, for one thread; only :meth:`Replica.flush` may run on another. Every block is written in one atomic batch
 before memory changes, so a failed write leaves all as it was, and a crash at any point leaves a database that opens.
@@ -6,30 +6,34 @@ before memory changes, so a failed write leaves all as it was, and a crash at an
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from blyan_node.chain.block import CHAINS, Anchor, Block, decode_block, make_block, peek_id
-from blyan_node.chain.catalog import Catalog, Entry, entries_of
+from blyan_node.chain.block import CHAINS, Anchor, Block, Header, decode_block, make_block, peek_id
+from blyan_node.chain.catalog import Catalog
 from blyan_node.chain.closing import Closing
-from blyan_node.chain.dag import Dag, Node
+from blyan_node.chain.cut import Certificate, Cut
+from blyan_node.chain.dag import Dag, Node, Past, lies_in
+from blyan_node.chain.finals import FinalCut, Finals
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, show_address
+from blyan_node.chain.ledger import fold
+from blyan_node.chain.order import Carried, Item, item_of, order, window
 from blyan_node.chain.orphans import Orphans
 from blyan_node.chain.records import Record
-from blyan_node.chain.rules import check_author, check_in_context, check_in_isolation
+from blyan_node.chain.rules import check_anchor, check_in_context, check_in_isolation
 from blyan_node.chain.store import Store
 from blyan_node.chain.tables import Tables
+from blyan_node.chain.view import View, make_view
 from blyan_node.errors import ConfigError, LocalError, RuleError
 
-FORMAT = 1
 MAX_EVIDENCE = 2
 """Blocks of one author with one seq that are kept without being needed: a pair proves the equivocation."""
 MAX_REFUSED = 4096
+MAX_ITEMS = 16384
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Orphan:
-    """The block waits; ``missing`` are the ancestors to fetch, themselves neither here nor waiting."""
+    """The block waits; ``missing`` are the ancestors to fetch, themselves neither here nor waiting.
+
+    Nothing is missing where the block, or an ancestor, is *held*: anchored at a cut that is not final here yet.
+    """
 
     block: Block
     missing: tuple[bytes, ...]
@@ -67,8 +74,8 @@ class Orphan:
 
 @dataclass(frozen=True)
 class Surplus:
-    """One more branch of a proven equivocator, which nobody needs: valid, not kept. Fetching it again is no use
-    until another author's block builds on it.
+    """Valid, not kept, since nobody needs it: one more branch of a proven equivocator, or a block on an anchor so old
+    that its author has nothing at stake any more. Fetching it again is no use until another's block builds on it.
     """  # noqa: D205
 
     block: Block
@@ -77,25 +84,38 @@ class Surplus:
 Outcome = Accepted | Known | Orphan | Surplus
 
 
+@dataclass(frozen=True)
+class Committed:
+    """A cut became final. ``adopted`` are the blocks that were held for it, in order."""
+
+    final: FinalCut
+    adopted: tuple[Block, ...]
+    refused: tuple[Refusal, ...]
+
+
 class Replica(Closing):
-    """See the module. A context manager; opening reads heads, branches and the catalog's records, not all blocks."""
+    """See the module. A context manager; opening reads heads, branches and the final state, not all blocks."""
 
     def __init__(self, store: Store, genesis: Genesis, *, orphans: Orphans | None = None) -> None:
         """Use an open store, which the replica closes. Raises StoreError where it is of another network or format."""
         self.genesis = genesis
         self._tables = Tables(store, genesis)
+        self.finals = Finals(store, genesis)
         self._orphans = Orphans() if orphans is None else orphans
         self._refused: OrderedDict[bytes, str] = OrderedDict()
         self._surplus: OrderedDict[bytes, None] = OrderedDict()
+        self._items: OrderedDict[bytes, Item] = OrderedDict()
         self._count = self._tables.count()
-        self._dag = Dag(
+        self.dag = Dag(
             genesis.network,
             load=self._tables.node,
             heads=self._tables.heads(),
             branches=self._tables.branches(),
         )
-        self._entries = sorted(entry for block in self._tables.with_records() for entry in entries_of(block))
+        self._settled: Past = self.dag.past_of(self.final.heads)
+        self._view: View | None = None
         self._catalog: Catalog | None = None
+        self._last_window: tuple[tuple[int, tuple[bytes, ...]], list[tuple[int, bytes]]] | None = None
 
     @classmethod
     def open(cls, directory: Path, genesis: Genesis) -> Replica:
@@ -115,11 +135,11 @@ class Replica(Closing):
 
     def heads(self) -> tuple[bytes, ...]:
         """Return the ids of the blocks without children, sorted; of an empty chain, the network's id."""
-        return self._dag.heads()
+        return self.dag.heads()
 
     def height(self) -> int:
         """Return the greatest height of a block, 0 for an empty chain."""
-        return max(node.height for head in self._dag.heads() if (node := self._dag.node(head)))
+        return max(node.height for head in self.dag.heads() if (node := self.dag.node(head)))
 
     def count(self) -> int:
         """Return the number of blocks, without the genesis."""
@@ -127,12 +147,14 @@ class Replica(Closing):
 
     def has(self, id: bytes) -> bool:
         """Tell whether a block is part of the DAG; the genesis always is."""
-        return self._dag.node(id) is not None
+        return self.dag.node(id) is not None
 
     def wants(self, id: bytes) -> bool:
         """Tell whether fetching a block could be of use: not here, not refused, no surplus (see :class:`Surplus`)."""
         if self.has(id) or id in self._refused:
             return False
+        if (waiting := self._orphans.get(id)) is not None and not self._fetchable(waiting.missing):
+            return False  # held: what it waits for is a cut
         return id not in self._surplus or any(True for _ in self._orphans.above(id))
 
     def get(self, id: bytes) -> bytes | None:
@@ -150,19 +172,66 @@ class Replica(Closing):
         """
         return list(islice(self._tables.ordered(CHAINS if chain is None else (chain,), after), limit))
 
-    def encoded(self, *, after: tuple[int, bytes]) -> Iterator[bytes]:
-        """Iterate over the blocks of all chains as they were received, in the order of :meth:`blocks`, one by one."""
-        return (raw for id in self._tables.ids(CHAINS, after) if (raw := self.get(id)) is not None)
+    @property
+    def final(self) -> FinalCut:
+        """The last final cut, and the state after it."""
+        return self.finals.last
+
+    def is_final(self, id: bytes) -> bool:
+        """Tell whether a block that is here, or the genesis, lies under the last final cut."""
+        return lies_in(self.dag.known(id), self._settled)
+
+    def view(self) -> View:
+        """Return the ledger as of now, tentative and final."""
+        if self._view is None:
+            heads = self.dag.heads()
+            items, equivocators = self._window(heads)
+            self._view = make_view(
+                self.final.state,
+                items,
+                network=self.genesis.network,
+                reaches=self._reaches,
+                equivocators=equivocators,
+                lookup=self.finals.result,
+            )
+        return self._view
 
     def catalog(self) -> Catalog:
-        """Return the models on the chain, tentatively: folded anew where records arrived since the last call."""
+        """Return the models on the chain, tentatively."""
         if self._catalog is None:
-            self._catalog = Catalog(self._entries)
+            self._catalog = Catalog(self.view().tentative)
         return self._catalog
+
+    def window_of(self, k: int) -> list[tuple[int, bytes]]:
+        """Return (height, id), in order, of the blocks that cut ``k`` made final; for the next cut, of all the rest."""
+        is_final = k <= self.final.k
+        heads = self._heads_of(k) if is_final else self.dag.heads()
+        if self._last_window is None or self._last_window[0] != (k, heads):
+            ids = self.window(heads, self.dag.past_of(self._heads_of(k - 1)) if is_final else None)
+            self._last_window = (k, heads), sorted((self.dag.known(id).height, id) for id in ids)
+        return self._last_window[1]
+
+    def _heads_of(self, k: int) -> tuple[bytes, ...]:
+        stored = self.finals.stored(k)
+        return (self.genesis.network,) if stored is None else stored.cut.heads
+
+    def window(self, heads: Iterable[bytes], above: Past | None = None) -> set[bytes]:
+        """Return the ids of the blocks under ``heads`` that do not lie in a past (of the last cut, if None)."""
+        settled = self._settled if above is None else above
+        known = self.dag.known
+        return window(heads, parents=lambda id: known(id).parents, settled=lambda id: lies_in(known(id), settled))
 
     def is_equivocator(self, author: bytes) -> bool:
         """Tell whether two blocks here prove that an author forked its own chain."""
-        return self._dag.is_equivocator(author)
+        return self.dag.is_equivocator(author)
+
+    def fork_of(self, author: bytes) -> tuple[Block, Block] | None:
+        """Return two blocks of an equivocator with one seq, the same wherever they are all here."""
+        for branch in self.dag.branches_of(author)[1:]:
+            rivals = self._tables.rivals(author, branch.first)
+            if len(rivals) > 1:
+                return self._tables.indexed(rivals[0]), self._tables.indexed(rivals[1])
+        return None
 
     # What comes in
 
@@ -178,17 +247,17 @@ class Replica(Closing):
         if (reason := self._refused.get(id)) is not None:
             raise RuleError(reason)
         if (waiting := self._orphans.get(id)) is not None:
-            return Orphan(waiting.block, self._orphans.below(waiting.missing))
+            return Orphan(waiting.block, self._fetchable(waiting.missing))
         block = decode_block(raw)
         check_in_isolation(block, self.genesis.network)
-        check_author(block.header, self.genesis)
+        missing = self._missing(block.header)
         for parent in block.header.parents:
             if parent in self._refused:
                 self._refuse(block, source, f"builds on a refused block: {self._refused[parent]}")
                 raise RuleError(self._refused[id])
-        if missing := self._dag.missing(block.header):
+        if missing:
             self._orphans.add(block, missing, source)
-            return Orphan(block, self._orphans.below(missing))
+            return Orphan(block, self._fetchable(missing))
         if self._is_surplus(block):
             return Surplus(block)
         try:
@@ -196,7 +265,7 @@ class Replica(Closing):
         except RuleError as error:
             self._refuse(block, source, str(error))
             raise
-        return self._adopt(block)
+        return Accepted(block, *self._adopt(block.id))
 
     def author(
         self,
@@ -213,15 +282,15 @@ class Replica(Closing):
         Raises ConfigError where the key may not author, LocalError where it has been used twice, RuleError where the
         block breaks a rule (too large; parents that are no antichain).
         """
-        if key.address not in self.genesis.bonded:
-            raise ConfigError(f"{show_address(key.address)} is not bonded on this network: it cannot write blocks")
-        branches = self._dag.branches_of(key.address)
+        if not self.final.state.may_author(key.address):
+            raise ConfigError(f"{show_address(key.address)} is no validator of this network: it cannot write blocks")
+        branches = self.dag.branches_of(key.address)
         if len(branches) > 1:
             raise LocalError(
                 f"{show_address(key.address)} has written two blocks in the same place: the key runs on two machines, "
                 "or an old copy of its data came back. Nobody builds on it any more; start with a new key"
             )
-        nodes = self._parent_nodes(parents) if parents is not None else dict(self._dag.choose_parents(key.address))
+        nodes = self._parent_nodes(parents) if parents is not None else dict(self.dag.choose_parents(key.address))
         block = make_block(
             key,
             self.genesis.network,
@@ -232,7 +301,7 @@ class Replica(Closing):
             prev=branches[0].tip if branches else None,
             parents=tuple(nodes),
             height=1 + max(node.height for node in nodes.values()),
-            anchor=Anchor(0, self.genesis.network),
+            anchor=Anchor(self.final.k, self.final.id),
             timestamp_ms=now_ms,
         )
         self.accept(block.raw)
@@ -247,13 +316,13 @@ class Replica(Closing):
             return keys[0]
         nodes = self._parent_nodes(parents).values()
         for key in keys:
-            tips = (self._dag.node(branch.tip) for branch in self._dag.branches_of(key.address))
+            tips = (self.dag.node(branch.tip) for branch in self.dag.branches_of(key.address))
             if all(any(node.reaches(tip) for node in nodes) for tip in tips if tip):
                 return key
         raise RuleError(f"all {len(keys)} keys have blocks beside these parents: build on one of those first")
 
     def _parent_nodes(self, parents: tuple[bytes, ...]) -> dict[bytes, Node]:
-        nodes = {parent: node for parent in parents if (node := self._dag.node(parent))}
+        nodes = {parent: node for parent in parents if (node := self.dag.node(parent))}
         if not nodes or len(nodes) < len(set(parents)):
             raise RuleError("a block takes parents that are here, at least one")
         return nodes
@@ -263,37 +332,52 @@ class Replica(Closing):
         self._tables.flush()
 
     def _is_surplus(self, block: Block) -> bool:
-        """Tell whether a block is a further branch of an equivocator that no other author's waiting block needs."""
+        """Tell whether a block is a further branch of an equivocator, or on too old an anchor, and nobody needs it."""
         header = block.header
-        if not self._dag.is_equivocator(header.author):
-            return False
-        if self._tables.rivals(header.author, header.seq) < MAX_EVIDENCE:
-            return False
+        if header.anchor.k + self.genesis.parameters.unbonding >= self.final.k:
+            if not self.dag.is_equivocator(header.author):
+                return False
+            if len(self._tables.rivals(header.author, header.seq)) < MAX_EVIDENCE:
+                return False
         for waiting in self._orphans.above(block.id):
-            if not self._dag.is_equivocator(waiting.block.header.author):
+            if not self.dag.is_equivocator(waiting.block.header.author):
                 return False
         self._surplus[block.id] = None
         if len(self._surplus) > MAX_REFUSED:
             self._surplus.popitem(last=False)
         return True
 
+    def _missing(self, header: Header) -> tuple[bytes, ...]:
+        """Return what a block waits for: parents, and the cut that it is anchored at if that is not final here.
+
+        Raises RuleError where the anchor is wrong, or the author may not write on it.
+        """
+        missing = self.dag.missing(header)
+        if header.anchor.k > self.final.k:
+            return (*missing, _held(header.anchor.cut))
+        check_anchor(header, *self.finals.anchor(header.anchor.k))
+        return missing
+
+    def _fetchable(self, missing: Iterable[bytes]) -> tuple[bytes, ...]:
+        return tuple(id for id in self._orphans.below(missing) if len(id) == len(self.genesis.network))
+
     def _add(self, block: Block) -> None:
-        parents = [node for parent in block.header.parents if (node := self._dag.node(parent))]
-        check_in_context(block.header, parents, self._dag)
-        placed = self._dag.place(block, parents)
-        entries = entries_of(block)
-        self._tables.add(block, placed, count=self._count + 1, in_catalog=bool(entries))
-        self._dag.apply(placed)
+        check_anchor(block.header, *self.finals.anchor(block.header.anchor.k))
+        parents = [node for parent in block.header.parents if (node := self.dag.node(parent))]
+        check_in_context(block.header, parents, self.dag)
+        placed = self.dag.place(block, parents)
+        self._tables.add(block, placed, count=self._count + 1)
+        self.dag.apply(placed)
         self._count += 1
         self._surplus.pop(block.id, None)
-        if entries:
-            self._take_entries(entries)
+        self._remember(item_of(block))
+        self._view = self._catalog = None  # also by an acknowledgement: it may be a vote between rivals
 
-    def _adopt(self, block: Block) -> Accepted:
-        """Add what waited for a block, and what waited for that, level by level."""
+    def _adopt(self, awaited: bytes) -> tuple[tuple[Block, ...], tuple[Refusal, ...]]:
+        """Add what waited for a block or a cut, and what waited for that, level by level."""
         adopted: list[Block] = []
         refused: list[Refusal] = []
-        arrived = deque([block.id])
+        arrived = deque([awaited])
         while arrived:
             for waiting in self._orphans.release(arrived.popleft()):
                 if self._is_surplus(waiting.block):
@@ -305,7 +389,7 @@ class Replica(Closing):
                 else:
                     adopted.append(waiting.block)
                     arrived.append(waiting.block.id)
-        return Accepted(block, tuple(adopted), tuple(refused))
+        return tuple(adopted), tuple(refused)
 
     def _refuse(self, block: Block, source: str, reason: str) -> list[Refusal]:
         """Remember that a block breaks a rule, and so does all that waits for it."""
@@ -319,7 +403,52 @@ class Replica(Closing):
             self._refused.popitem(last=False)
         return refusals
 
-    def _take_entries(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            insort(self._entries, entry)
-        self._catalog = None
+    # What becomes final
+
+    def commit(self, cut: Cut, certificate: Certificate) -> Committed:
+        """Make a cut final that was decided on the last one, and whose heads are here: fold it, write its effect.
+
+        Flush before relying on it. Raises DiskFull or StoreError, and then nothing has changed.
+        """
+        if (cut.k, cut.prev_cut) != (self.final.k + 1, self.final.id):
+            raise LocalError(f"cut {cut.k} was decided on another cut than {self.final.k}, the last one here")
+        items, equivocators = self._window(cut.heads)
+        records = self._order(items, equivocators)
+        folded = fold(self.final.state, records, network=self.genesis.network)
+        final = self.finals.commit(cut, certificate, (item.id for item in items), folded)
+        self._settled = self.dag.past_of(cut.heads)
+        self._view = self._catalog = None
+        return Committed(final, *self._adopt(_held(cut.id)))
+
+    def _order(self, items: Sequence[Item], equivocators: frozenset[bytes]) -> tuple[Carried, ...]:
+        stake = self.final.state.stake()
+        return order(items, reaches=self._reaches, stake=stake, equivocators=equivocators)
+
+    def _reaches(self, later: bytes, earlier: bytes) -> bool:
+        return self.dag.known(later).reaches(self.dag.known(earlier))
+
+    def _window(self, heads: tuple[bytes, ...]) -> tuple[list[Item], frozenset[bytes]]:
+        """Return what lies under ``heads`` and is not final, and who is proven an equivocator under them."""
+        items = [self._item(id) for id in sorted(self.window(heads))]
+        past = self.dag.past_of(heads)
+        return items, frozenset(author for author in {item.author for item in items} if self.dag.reach(author, past)[1])
+
+    def _item(self, id: bytes) -> Item:
+        if (item := self._items.get(id)) is None:
+            node = self.dag.known(id)
+            if node.carries:
+                item = item_of(self._tables.indexed(id))
+            else:
+                item = Item(id, node.height, self.dag.author_of(node), node.seq, ())
+            self._remember(item)
+        return item
+
+    def _remember(self, item: Item) -> None:
+        self._items[item.id] = item
+        if len(self._items) > MAX_ITEMS:
+            self._items.popitem(last=False)
+
+
+def _held(cut: bytes) -> bytes:
+    """Return what a held block waits for among the orphans: no block has an id of this length."""
+    return b"cut " + cut

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from blyan_node.chain.block import BLOCK_DOMAIN, CHAINS, VERSION, Block, Header
 from blyan_node.chain.dag import Dag, Node, merge
-from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import address_of, digest, recover
 from blyan_node.chain.records import check_record
 from blyan_node.errors import CycleDetected, RuleError, SignatureError
@@ -48,15 +47,12 @@ def check_header(header: Header, network: bytes) -> None:
         raise RuleError("exactly an author's first block, seq 0, has no prev")
 
 
-def check_author(header: Header, genesis: Genesis) -> None:
-    """Check that the author is bonded in the state at the block's anchor. Raises RuleError.
-
-    Until cuts are decided the only anchor is cut 0, which is the genesis, and the bonded keys are its validators.
-    """
-    if (header.anchor.k, header.anchor.cut) != (0, genesis.network):
-        raise RuleError("the anchor is not cut 0, the genesis")
-    if header.author not in genesis.bonded:
-        raise RuleError("the author is not bonded: hand the record to a validator, which carries it")
+def check_anchor(header: Header, cut: bytes, authors: frozenset[bytes]) -> None:
+    """Check a block's anchor against the final cut of that number, and who may author on it. Raises RuleError."""
+    if header.anchor.cut != cut:
+        raise RuleError(f"the anchor is not cut {header.anchor.k}")
+    if header.author not in authors:
+        raise RuleError("the author is no validator: hand the record to one, which carries it")
 
 
 def check_in_context(header: Header, parents: Sequence[Node], dag: Dag) -> None:

@@ -120,8 +120,7 @@ class State:
 
     def root(self) -> bytes:
         """Return the state root: digest("blyan/state/1", [number of rows, root of the Merkle tree over the rows])."""
-        rows = self.rows()
-        return digest(STATE_DOMAIN, encode([len(rows), Tree([leaf_hash(row) for row in rows]).root]))
+        return root_of(self.rows())
 
 
 def genesis_state(genesis: Genesis) -> State:
@@ -136,6 +135,11 @@ def genesis_state(genesis: Genesis) -> State:
         validators=genesis.validators,
         next_validators=genesis.validators,
     )
+
+
+def root_of(rows: Sequence[bytes]) -> bytes:
+    """Return the root of a state from its rows, sorted: see :meth:`State.root`."""
+    return digest(STATE_DOMAIN, encode([len(rows), Tree([leaf_hash(row) for row in rows]).root]))
 
 
 def choose_validators(state: State) -> tuple[Validator, ...]:

@@ -40,8 +40,21 @@ class Prefix(bytes, Enum):
     """chain tag, height, id → nothing"""
     AUTHOR = b"a"
     """author, seq, id → nothing"""
-    CATALOG = b"c"
-    """height, id of a block with records of the catalog → nothing"""
+
+    CUT = b"k"
+    """number → final cut, certificate, root of the state after it, its authors"""
+    FINAL = b"f"
+    """id of a block → number of the cut that made it final"""
+    RESULT = b"o"
+    """id of a record or receipt → cut, why it is void"""
+    MOVEMENT = b"m"
+    """address, cut, index → movement of money"""
+    ROW = b"s"
+    """sha256 → row of the final state"""
+    VOTE = b"v"
+    """cut, round, step → what this validator signed"""
+    ABSTAIN = b"x"
+    """nothing → cut through which this validator signs nothing; empty: not known yet"""
 
     def key(self, *parts: bytes | int) -> bytes:
         """Put a key together."""
@@ -72,14 +85,17 @@ class Store(Closing):
         with self._failures():
             return cast(bytes | None, self._database.get(key, verify_checksums=True))
 
-    def keys(self, prefix: bytes, *, after: bytes | None = None) -> Iterator[bytes]:
-        """Iterate over the keys that begin with ``prefix``, in order, from behind ``after``."""
+    def keys(
+        self, prefix: bytes, *, after: bytes | None = None, before: bytes | None = None, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Iterate over the keys that begin with ``prefix``, in order or backwards, between two that are left out."""
         with self._failures():
             iterator = self._database.iterator(
                 start=after or prefix,
-                stop=_end(prefix),
+                stop=before or _end(prefix),
                 include_start=after is None,
                 include_value=False,
+                reverse=reverse,
                 verify_checksums=True,
                 fill_cache=False,
             )

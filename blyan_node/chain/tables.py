@@ -15,7 +15,7 @@ from blyan_node.chain.store import Batch, Prefix, Store
 from blyan_node.codec import Size, pack, unpack
 from blyan_node.errors import CodecError, StoreError
 
-FORMAT = 1
+FORMAT = 2
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ class _StoredNode:
     seq: int
     parents: Annotated[tuple[Hash, ...], Size(MAX_PARENTS)]
     past: tuple[int, ...]  # branch, reach, branch, reach, … sorted by branch
+    anchor: int
+    carries: bool
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Tables:
         if (stored := self._read(_StoredNode, Prefix.NODE.key(id))) is None:
             return None
         past = dict(zip(stored.past[::2], stored.past[1::2], strict=True))
-        return Node(stored.height, stored.branch, stored.seq, stored.parents, past)
+        return Node(stored.height, stored.branch, stored.seq, stored.parents, past, stored.anchor, stored.carries)
 
     def heads(self) -> list[bytes]:
         """Return the ids of the blocks without children."""
@@ -100,18 +102,13 @@ class Tables:
                 branches[int.from_bytes(key[1:])] = Branch(stored.author, stored.first, stored.last, stored.tip)
         return branches
 
-    def rivals(self, author: bytes, seq: int) -> int:
-        """Return how many blocks of an author have one seq."""
-        return sum(1 for _ in self._store.keys(Prefix.AUTHOR.key(author, seq)))
-
-    def with_records(self) -> Iterator[Block]:
-        """Iterate over the blocks that carry records of the catalog."""
-        for key in self._store.keys(Prefix.CATALOG.key()):
-            yield self._indexed(key[9:])
+    def rivals(self, author: bytes, seq: int) -> list[bytes]:
+        """Return the ids of an author's blocks with one seq."""
+        return [key[29:] for key in self._store.keys(Prefix.AUTHOR.key(author, seq))]
 
     def ordered(self, chains: Sequence[str], after: tuple[int, bytes] | None) -> Iterator[Block]:
         """Iterate over the blocks of some chains in (height, id) order, from behind the place ``after``."""
-        return (self._indexed(id) for id in self.ids(chains, after))
+        return (self.indexed(id) for id in self.ids(chains, after))
 
     def ids(self, chains: Sequence[str], after: tuple[int, bytes] | None) -> Iterator[bytes]:
         """Iterate over the ids of the same blocks in the same order, reading none of them."""
@@ -123,11 +120,11 @@ class Tables:
         for key in merge(*ranges, key=lambda key: key[2:]):
             yield key[10:]
 
-    def add(self, block: Block, placed: Placed, *, count: int, in_catalog: bool) -> None:
+    def add(self, block: Block, placed: Placed, *, count: int) -> None:
         """Write a block and all that follows from it, in one batch; ``count`` is the number of blocks with it."""
         header, node, branch = block.header, placed.node, placed.branch
         past = tuple(number for pair in sorted(node.past.items()) for number in pair)
-        stored_node = _StoredNode(node.height, node.branch, node.seq, node.parents, past)
+        stored_node = _StoredNode(node.height, node.branch, node.seq, node.parents, past, node.anchor, node.carries)
         stored_branch = _StoredBranch(branch.author, branch.first, branch.last, branch.tip)
         batch: Batch = [
             (Prefix.STATE.key(), pack(_State(FORMAT, self._network, count))),
@@ -139,8 +136,6 @@ class Tables:
             *((Prefix.HEAD.key(parent), None) for parent in header.parents),
             (Prefix.HEAD.key(block.id), b""),
         ]
-        if in_catalog:
-            batch.append((Prefix.CATALOG.key(header.height, block.id), b""))
         self._store.write(batch)
 
     def flush(self) -> None:
@@ -151,7 +146,8 @@ class Tables:
         """Close the database."""
         self._store.close()
 
-    def _indexed(self, id: bytes) -> Block:
+    def indexed(self, id: bytes) -> Block:
+        """Return a block that an index names. Raises StoreError where it is not here."""
         if (block := self.block(id)) is None:
             raise StoreError(self._store.damaged(f"block {id.hex()} is in an index but not here"))
         return block

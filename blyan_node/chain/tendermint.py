@@ -218,15 +218,18 @@ class Tendermint:
         return [Evidence(double_vote(vote, other))]
 
 
-def abstain_after_loss(final: Mapping[bytes, int], validators: ValidatorSet) -> int | None:
-    """Return through which height a validator that lost its vote log must abstain; None while too few answered.
+def abstain_after_loss(final: Mapping[bytes, int], validators: ValidatorSet, lost: bytes) -> int | None:
+    """Return through which height the validator ``lost``, whose vote log is lost, must abstain; None: ask more others.
 
     ``final`` has, by validator, the number of the last cut that it proved final to this node, with its certificate.
-    Answers of more than 2/3 of stake are needed. Let H be the highest height at which the lost log may hold a vote:
-    cut H - 1 was final here, so more than 2/3 of stake precommitted at height H - 1, and at least one honest validator
-    among those who answered did. It knew cut H - 2. So the highest height that they are at, K = 1 + the highest
-    final cut, is at least H - 1, and abstaining through K + 1 is enough. A liar cannot raise K: it needs certificates.
+    Answers of more than 2/3 of stake are needed, or of all others. Let H be the highest height at which the lost log
+    may hold a vote: cut H - 1 was final here, so more than 2/3 of stake precommitted at height H - 1, and at least one
+    honest validator among those who answered did. It knew cut H - 2. So the highest height that they are at, K = 1 +
+    the highest final cut, is at least H - 1, and abstaining through K + 1 is enough. A liar cannot raise K: it needs
+    certificates. Where nothing is final yet nobody abstains, or a network could never begin.
     """
-    if not validators.is_quorum(validators.stake_of(final)):
+    answers = {address: k for address, k in final.items() if address in validators.stakes and address != lost}
+    if not validators.is_quorum(validators.stake_of(answers)) and len(answers) < len(set(validators.stakes) - {lost}):
         return None
-    return 2 + max(k for address, k in final.items() if address in validators.stakes)
+    last = max(answers.values(), default=0)
+    return last + 2 if last else 0

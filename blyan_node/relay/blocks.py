@@ -11,31 +11,31 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import islice
 
 import trio
 
 from blyan_node.chain.block import Block, decode_block
-from blyan_node.chain.keys import Key, show_address
+from blyan_node.chain.cut import Certificate, Cut, check_certificate
+from blyan_node.chain.keys import Key, address_of
 from blyan_node.chain.records import Record
-from blyan_node.chain.replica import Accepted, Known, Orphan, Replica, Surplus
+from blyan_node.chain.replica import Accepted, Committed, Known, Orphan, Refusal, Replica, Surplus
 from blyan_node.chain.rules import check_in_isolation
-from blyan_node.errors import ConfigError, PeerError, ProtocolViolation, RuleError, StoreError
+from blyan_node.errors import PeerError, RuleError, StoreError
 from blyan_node.p2p import rpc
+from blyan_node.p2p.identity import public_key_of
 from blyan_node.p2p.transport import Network, PeerChange, PeerId
 from blyan_node.pulse import Pulse
 from blyan_node.relay.messages import (
-    GET_AFTER,
     GET_BLOCKS,
     MAX_HEADS,
     MAX_IDS,
     MAX_PAGE,
     STATUS,
     Blocks,
-    GetAfter,
     GetBlocks,
     Status,
 )
+from blyan_node.relay.sync import BREATH, Decide, catch_up, serve_sync
 from blyan_node.worker import Lane
 
 log = logging.getLogger(__name__)
@@ -43,15 +43,14 @@ log = logging.getLogger(__name__)
 TOPIC = "blyan/blocks/1"
 GOSSIPED = 32 * 1024  # larger blocks are not gossiped: neighbours hear of them by STATUS and fetch them
 STATUS_EVERY = 10.0
-SHALLOW = 4  # rounds of fetching parents by id before paging by height
-PAGE = 512  # blocks in one answer, where they are small
+SHALLOW = 4  # rounds of fetching parents by id before reading all behind the last common cut
 BAD_BLOCK = 25  # points: four invalid blocks and the peer is out
 FOREIGN = 100  # points: a peer of another network is refused for a while, lest both dial each other for ever
 FAREWELL = 1.0  # seconds in which a peer of another network may find out the same
 AGAIN = 1.0  # seconds before a neighbour is asked again that failed, or named heads that it did not send
 DISK_AGAIN = 10.0  # seconds before blocks are fetched again that could not be stored
-BARREN = 16  # pages with orphans, read from the very beginning, after which a neighbour has withheld their parents
-BREATH = 16  # blocks accepted before other tasks get their turn
+DEEP = 2  # neighbours from whom this node catches up at once: the second, lest one slow peer hold it up
+SOUGHT = 512  # blocks that the consensus asks for
 COMPARE = 30.0  # seconds that a first block of our own waits for the chains of new neighbours
 
 
@@ -67,12 +66,16 @@ class Relay:
         self._wakes: dict[PeerId, Pulse] = {}  # of the neighbours that are followed
         self._compared: set[PeerId] = set()  # those of them whose chain has been read, or could not be
         self._settled = Pulse()
+        self._sought: dict[bytes, None] = {}
+        self._deep = trio.CapacityLimiter(DEEP)
+        self.decide: Decide = self._follow_only
+        """What takes a cut that is final elsewhere."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and follow until cancelled."""
         rpc.serve(self.network, STATUS, self._on_status, concurrency=32)
         rpc.serve(self.network, GET_BLOCKS, self._on_get_blocks, concurrency=8)
-        rpc.serve(self.network, GET_AFTER, self._on_get_after, concurrency=4)
+        serve_sync(self.network, self.replica)
         async with (
             self.network.subscribe(TOPIC, self._plausible, capacity=1024) as gossip,
             self.network.watch_peers() as changes,
@@ -83,19 +86,18 @@ class Relay:
             async for message in gossip:
                 try:
                     if self._take(message.data, message.origin):
-                        self._wake(message.origin)
+                        self.wake(message.origin)
                 except StoreError as error:
                     log.error("cannot store a block: %s", error)  # comparing heads will bring it again
 
     # --- a block of our own ---
 
-    async def publish(self, records: Sequence[Record], *, chain: str, type: str) -> Block:
+    async def write(self, records: Sequence[Record], *, chain: str, type: str) -> Block:
         """Put records into a block of our own and send it out. When this returns, it survives a loss of power.
 
         First hears what the neighbours have: after a lost disk they know blocks of ours, and a second one in the same
         place would end this key. Raises ConfigError where the key may not write, LocalError, StoreError.
         """
-        self.check_bonded()
         with trio.move_on_after(COMPARE):
             while unheard := self.network.neighbours() - self._compared:
                 log.info("hearing what %d neighbours have before a block is written", len(unheard))
@@ -108,13 +110,36 @@ class Relay:
             await self.network.publish(TOPIC, block.raw)
         return block
 
-    def check_bonded(self) -> None:
-        """Raise ConfigError, with what to do, where this node's key may not write blocks."""
-        if self._key.address not in self.replica.genesis.bonded:
-            raise ConfigError(
-                f"{show_address(self._key.address)} is not bonded on this network and cannot write blocks: "
-                "publish from a node that is, or be named in the genesis"
-            )
+    # --- what the consensus needs ---
+
+    def seek(self, ids: Iterable[bytes]) -> None:
+        """Fetch these blocks from whichever neighbour has them."""
+        self._sought.update(dict.fromkeys(ids))
+        self._sought = {id: None for id in self._sought if self.replica.wants(id)}
+        while len(self._sought) > SOUGHT:
+            del self._sought[next(iter(self._sought))]
+        self._notify()
+
+    def wake(self, peer: PeerId) -> None:
+        """Compare chains with a neighbour now."""
+        if peer in self._wakes:
+            self._wakes[peer].beat()
+
+    def committed(self, committed: Committed) -> None:
+        """Tell that a cut became final."""
+        self._blame(committed.refused)
+        self._notify()
+
+    def finals(self) -> dict[bytes, int]:
+        """Return, by address, the last final cut that each neighbour told, of those that are final here too."""
+        told = {address_of(public_key_of(peer)): status.cut for peer, status in self._heads_of.items()}
+        return {address: cut for address, cut in told.items() if cut <= self.replica.final.k}
+
+    async def _follow_only(self, cut: Cut, certificate: Certificate, _peer: PeerId) -> None:
+        """Take a cut without a part in the consensus."""
+        check_certificate(certificate, cut, self.replica.final.base().validators, self.replica.genesis.network)
+        self.committed(self.replica.commit(cut, certificate))
+        await trio.lowlevel.checkpoint()
 
     # --- a block of somebody else's ---
 
@@ -142,8 +167,7 @@ class Relay:
             return ()
         match outcome:
             case Accepted(refused=refused):
-                for refusal in refused:
-                    self.network.penalise(PeerId(refusal.source), BAD_BLOCK, f"invalid block: {refusal.reason}")
+                self._blame(refused)
                 self._notify()
                 return ()
             case Known() | Surplus():
@@ -156,9 +180,9 @@ class Relay:
         for wake in self._wakes.values():
             wake.beat()
 
-    def _wake(self, peer: PeerId) -> None:
-        if peer in self._wakes:
-            self._wakes[peer].beat()
+    def _blame(self, refused: Iterable[Refusal]) -> None:
+        for refusal in refused:
+            self.network.penalise(PeerId(refusal.source), BAD_BLOCK, f"invalid block: {refusal.reason}")
 
     # --- following the neighbours ---
 
@@ -195,14 +219,24 @@ class Relay:
                 await self._part_from(peer, status.network)
                 return STATUS_EVERY
             self._heads_of[peer] = status
-            await self._pull(peer)
-        except (PeerError, RuleError) as error:
+            self._check_common(peer, status)
+            await self._pull(peer, status.cut)
+        except RuleError as error:
+            self.network.penalise(peer, BAD_BLOCK, f"told of a final cut that is none: {error}")
+            return STATUS_EVERY
+        except PeerError as error:
             log.info("could not compare chains with %s: %s", peer, error)
             return AGAIN
         except StoreError as error:
             log.error("cannot store the blocks of %s: %s", peer, error)
             return DISK_AGAIN
         return AGAIN if self._lacking(peer) else 0.0
+
+    def _check_common(self, peer: PeerId, status: Status) -> None:
+        """Look whether both finalised the same; if not, more than a third of stake has cheated."""
+        if status.cut <= self.replica.final.k and self.replica.finals.anchor(status.cut)[0] != status.cut_id:
+            log.critical("%s says that cut %d is another one than here: %s", peer, status.cut, status.cut_id.hex())
+            raise RuleError(f"cut {status.cut} is another one than {status.cut_id.hex()}")
 
     async def _part_from(self, peer: PeerId, network: bytes) -> None:
         """Two honest nodes of different networks say so, and leave each other alone for a while."""
@@ -216,16 +250,23 @@ class Relay:
 
     def status(self) -> Status:
         """What this replica holds."""
-        network = self.replica.genesis.network
-        # Finality is yet to come: the genesis is the only cut.
-        return Status(network, self.replica.height(), 0, network, self.replica.heads()[:MAX_HEADS])
+        final = self.replica.final
+        return Status(
+            self.replica.genesis.network, self.replica.height(), final.k, final.id, self.replica.heads()[:MAX_HEADS]
+        )
 
     def _lacking(self, peer: PeerId) -> list[bytes]:
         status = self._heads_of.get(peer)
-        return [head for head in status.heads if self.replica.wants(head)] if status else []
+        return [id for id in (*status.heads, *self._sought) if self.replica.wants(id)] if status else []
 
-    async def _pull(self, peer: PeerId) -> None:
-        """Fetch what lies under a neighbour's heads: a few levels by id, then, when further behind, by height."""
+    def _is_behind(self, peer: PeerId) -> bool:
+        status = self._heads_of.get(peer)
+        return status is not None and status.cut > self.replica.final.k
+
+    async def _pull(self, peer: PeerId, cut: int) -> None:
+        """Fetch what a neighbour has and this node lacks: final cuts first, then a few levels by id, then the rest."""
+        if self._is_behind(peer):
+            await self._catch_up(peer, cut)
         wanted = deque(self._lacking(peer))
         for _ in range(SHALLOW):
             if not wanted:
@@ -234,33 +275,14 @@ class Relay:
             answer = await rpc.call(self.network, peer, GET_BLOCKS, GetBlocks(ids))
             missing = await self._take_all(answer, peer)
             wanted.extend(id for id in dict.fromkeys(missing) if self.replica.wants(id) and id not in wanted)
-        if self._lacking(peer):
-            await self._page(peer)
+        if any(self.replica.wants(head) for head in self._heads_of[peer].heads):
+            await self._catch_up(peer, cut)
 
-    async def _page(self, peer: PeerId) -> None:
-        """Read the neighbour's blocks in (height, id) order, from the height where ours and theirs part.
-
-        That height is found by stepping back, doubling, until a page brings no orphan.
-        """
-        back, height, barren = 16, max(0, self.replica.height() - 16), 0
-        cursor = (height, bytes(32))
-        while True:
-            page = await rpc.call(self.network, peer, GET_AFTER, GetAfter(*cursor))
-            if not page.blocks:
-                return
-            if await self._take_all(page, peer):
-                if height > 0:
-                    back *= 2
-                    height = max(0, height - back)
-                    cursor = (height, bytes(32))
-                    continue
-                # From here on every parent comes first, except of an equivocator's branch that was not kept.
-                if (barren := barren + 1) > BARREN:
-                    raise ProtocolViolation("sent blocks without their parents")
-            last = decode_block(page.blocks[-1])
-            if (last.height, last.id) <= cursor:
-                raise ProtocolViolation("sent blocks that do not follow what was asked for")
-            cursor = (last.height, last.id)
+    async def _catch_up(self, peer: PeerId, cut: int) -> None:
+        async with self._deep:
+            lacks = self._is_behind(peer) or any(self.replica.wants(head) for head in self._heads_of[peer].heads)
+            if lacks:  # else another neighbour has brought it while this one waited
+                await catch_up(self.network, peer, self.replica, cut, self._take, self.decide)
 
     async def _take_all(self, page: Blocks, peer: PeerId) -> list[bytes]:
         """Accept blocks one by one; return the ids of parents that are missing."""
@@ -276,15 +298,12 @@ class Relay:
     async def _on_status(self, peer: PeerId, status: Status) -> Status:
         if status.network == self.replica.genesis.network and peer in self._wakes:
             self._heads_of[peer] = status
-            if self._lacking(peer):
-                self._wake(peer)
+            if self._lacking(peer) or self._is_behind(peer):
+                self.wake(peer)
         return self.status()
 
     async def _on_get_blocks(self, _peer: PeerId, request: GetBlocks) -> Blocks:
         return Blocks(_fitting(raw for id in request.ids if (raw := self.replica.get(id)) is not None))
-
-    async def _on_get_after(self, _peer: PeerId, request: GetAfter) -> Blocks:
-        return Blocks(_fitting(islice(self.replica.encoded(after=(request.height, request.id)), PAGE)))
 
 
 def _fitting(blocks: Iterable[bytes]) -> tuple[bytes, ...]:

@@ -11,6 +11,7 @@ import trio
 from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
 from blyan_node.errors import BlyanError, UnknownModel
 from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Progress, Started
+from tests.support.chain_service import ScriptedChain, scripted_chain
 
 ROUTE = (
     Hop("16Uiu2alice", "embed", "layer.1", 2, 1.5, 0.25),
@@ -38,6 +39,7 @@ class ScriptedService:
     steps: tuple[Progress, ...] = (Progress("read", 1, 2), Progress("read", 2, 2))
     import_error: BlyanError | None = None
     on_generate: Callable[[], None] = lambda: None
+    chain: ScriptedChain = field(default_factory=scripted_chain)
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:

@@ -1,0 +1,201 @@
+"""What is final, in the database: the cuts with their certificates, the state after the last, and what records did.
+
+One atomic batch per cut. The state lies there as its rows (see :mod:`blyan_node.chain.state`), of which a cut changes
+few; reading them back gives the state, and their root must be the one that was written with the cut.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from typing import Annotated, TypeVar
+
+from blyan_node.chain.cut import Certificate, Cut
+from blyan_node.chain.effects import LogEntry
+from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis
+from blyan_node.chain.height import Base
+from blyan_node.chain.ledger import Folded, Movement, Result, Void
+from blyan_node.chain.records import Address, Hash
+from blyan_node.chain.state import State, genesis_state, root_of, state_of_rows
+from blyan_node.chain.store import Batch, Prefix, Store
+from blyan_node.chain.validators import ValidatorSet
+from blyan_node.codec import Size, pack, unpack
+from blyan_node.errors import CodecError, RuleError, StoreError
+
+MAX_ENTRY = 1 << 20
+"""Bytes of the largest entry: a cut with its certificate, or a row of the state."""
+CACHED = 4096
+
+T = TypeVar("T")
+VOIDS = tuple(Void)
+
+
+@dataclass(frozen=True)
+class FinalCut:
+    """The last final cut: its number, id and heads, the state after it and that state's root."""
+
+    k: int
+    id: bytes
+    heads: tuple[bytes, ...]
+    state: State
+    root: bytes
+
+    def base(self) -> Base:
+        """Return what the next cut stands on."""
+        deciding, following = ValidatorSet(self.state.validators), ValidatorSet(self.state.next_validators)
+        return Base(self.k + 1, self.id, self.heads, self.root, following.hash, deciding)
+
+
+@dataclass(frozen=True)
+class StoredCut:
+    """A final cut as it is kept: with the root of the state after it, who decides the next cut, and who may author."""
+
+    cut: Cut
+    certificate: Certificate
+    root: Hash
+    deciders: ValidatorSet
+    authors: Annotated[tuple[Address, ...], Size(2 * MAX_VALIDATORS)]
+
+
+@dataclass(frozen=True)
+class _StoredResult:
+    k: int
+    void: int | None
+
+
+class Finals:
+    """See the module."""
+
+    def __init__(self, store: Store, genesis: Genesis) -> None:
+        """Read the last cut and the state after it. Raises StoreError where these do not fit together."""
+        self._store, self._genesis = store, genesis
+        self._anchors: OrderedDict[int, tuple[bytes, frozenset[bytes]]] = OrderedDict()
+        state = genesis_state(genesis)
+        self._rows = frozenset(state.rows())
+        self.last = FinalCut(0, genesis.network, (genesis.network,), state, root_of(sorted(self._rows)))
+        for key in islice(store.keys(Prefix.CUT.key(), reverse=True), 1):
+            self.last = self._read_last(int.from_bytes(key[1:]))
+
+    def _read_last(self, k: int) -> FinalCut:
+        stored = self.stored(k)
+        rows = [row for key in self._store.keys(Prefix.ROW.key()) if (row := self._store.get(key)) is not None]
+        self._rows = frozenset(rows)
+        if stored is None or root_of(sorted(rows)) != stored.root:
+            raise StoreError(self._store.damaged(f"the state is not the one after cut {k}"))
+        try:
+            state = state_of_rows(sorted(rows))
+        except RuleError as error:
+            raise StoreError(self._store.damaged(f"the state after cut {k}: {error}")) from error
+        return FinalCut(k, stored.cut.id, stored.cut.heads, state, stored.root)
+
+    # What is here
+
+    def stored(self, k: int) -> StoredCut | None:
+        """Return a final cut; None for cut 0, which is the genesis, and for what is not final here."""
+        return self._read(StoredCut, Prefix.CUT.key(k))
+
+    def cuts(self, *, before: int | None = None) -> Iterator[StoredCut]:
+        """Iterate over the final cuts from the last, or from below ``before``, down to cut 1."""
+        for k in range(min(self.last.k, (before or self.last.k + 1) - 1), 0, -1):
+            if (stored := self.stored(k)) is not None:
+                yield stored
+
+    def anchor(self, k: int) -> tuple[bytes, frozenset[bytes]]:
+        """Return the id of a final cut and who may author on it. Raises StoreError where that cut is not here."""
+        if k == self.last.k:
+            return self.last.id, frozenset(_authors(self.last.state))
+        if (known := self._anchors.get(k)) is None:
+            if k == 0:
+                known = self._genesis.network, frozenset(_authors(genesis_state(self._genesis)))
+            elif (stored := self.stored(k)) is not None:
+                known = stored.cut.id, frozenset(stored.authors)
+            else:
+                raise StoreError(self._store.damaged(f"cut {k} is not in it"))
+            self._anchors[k] = known
+            if len(self._anchors) > CACHED:
+                self._anchors.popitem(last=False)
+        return known
+
+    def cut_of(self, block: bytes) -> int | None:
+        """Return the number of the cut that made a block final; None where none did yet."""
+        raw = self._store.get(Prefix.FINAL.key(block))
+        return None if raw is None else int.from_bytes(raw)
+
+    def result(self, record: bytes) -> Result | None:
+        """Return what finally became of a record or receipt, by id."""
+        stored = self._read(_StoredResult, Prefix.RESULT.key(record))
+        if stored is None:
+            return None
+        return Result(record, None if stored.void is None else VOIDS[stored.void])
+
+    def history(self, address: bytes, *, before: tuple[int, int] | None = None) -> Iterator[Movement]:
+        """Iterate over an address's movements, the latest first, from before the place (k, index)."""
+        prefix = Prefix.MOVEMENT.key(address)
+        end = None if before is None else Prefix.MOVEMENT.key(address, *before)
+        for key in self._store.keys(prefix, before=end, reverse=True):
+            if (movement := self._read(Movement, key)) is not None:
+                yield movement
+
+    # What becomes final
+
+    def commit(self, cut: Cut, certificate: Certificate, blocks: Iterable[bytes], folded: Folded) -> FinalCut:
+        """Write a cut that was decided on the last one, with its effect. Not synced: see :meth:`Store.flush`."""
+        rows = frozenset(folded.state.rows())
+        root = root_of(sorted(rows))
+        deciders = ValidatorSet(folded.state.validators)
+        stored = StoredCut(cut, certificate, root, deciders, _authors(folded.state))
+        batch: Batch = [(Prefix.CUT.key(cut.k), pack(stored))]
+        batch += [(Prefix.FINAL.key(id), cut.k.to_bytes(8)) for id in sorted(blocks)]
+        for result in folded.results:
+            if (before := self.result(result.id)) is None or before.void is not None:
+                void = None if result.void is None else VOIDS.index(result.void)
+                batch.append((Prefix.RESULT.key(result.id), pack(_StoredResult(cut.k, void))))
+        for movement in folded.movements:
+            batch.append((Prefix.MOVEMENT.key(movement.address, cut.k, movement.index), pack(movement)))
+        batch += [(_row_key(row), None) for row in sorted(self._rows - rows)]
+        batch += [(_row_key(row), row) for row in sorted(rows - self._rows)]
+        batch += [(key, None) for key in self._store.keys(Prefix.VOTE.key()) if int.from_bytes(key[1:9]) < cut.k]
+        self._store.write(batch)
+        self._rows = rows
+        self.last = FinalCut(cut.k, cut.id, cut.heads, folded.state, root)
+        return self.last
+
+    # The vote log
+
+    def log_vote(self, entry: LogEntry) -> None:
+        """Write what this validator signs. It may leave only after a flush."""
+        self._store.write([(Prefix.VOTE.key(*entry.place), pack(entry))])
+
+    def vote_log(self) -> list[LogEntry]:
+        """Return what this validator signed at heights that are not long final."""
+        entries = (self._read(LogEntry, key) for key in self._store.keys(Prefix.VOTE.key()))
+        return [entry for entry in entries if entry is not None]
+
+    def abstain_through(self) -> int | None:
+        """Return through which height nothing may be signed; None while that is not known (a lost disk)."""
+        raw = self._store.get(Prefix.ABSTAIN.key())
+        return 0 if raw is None else int.from_bytes(raw) if raw else None
+
+    def set_abstain(self, through: int | None) -> None:
+        """Remember it."""
+        self._store.write([(Prefix.ABSTAIN.key(), b"" if through is None else through.to_bytes(8))])
+
+    def _read(self, cls: type[T], key: bytes) -> T | None:
+        if (raw := self._store.get(key)) is None:
+            return None
+        try:
+            return unpack(cls, raw, most=MAX_ENTRY)
+        except CodecError as error:
+            raise StoreError(self._store.damaged(f"an entry {key[:1]!r} is unreadable")) from error
+
+
+def _authors(state: State) -> tuple[bytes, ...]:
+    members = {validator.address for validator in (*state.validators, *state.next_validators)}
+    return tuple(sorted(address for address in members if state.may_author(address)))
+
+
+def _row_key(row: bytes) -> bytes:
+    return Prefix.ROW.key(sha256(row).digest())
