@@ -1,4 +1,4 @@
-"""A wallet's backup: twelve words or more (BIP-39), and the one key that is derived from them (BIP-32 along BIP-44's path).
+"""A wallet's backup: 12 to 24 words (BIP-39), and the one key that is derived from them (BIP-32 along BIP-44's path).
 
 The path is that of the first account of Ethereum wallets, so the words open the same address there.
 """

@@ -96,6 +96,13 @@ def human_size(size: int | None) -> str:
     return f"{number:.{1 if power and number < 100 else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
+def bly(amount: int | str) -> str:
+    """Nano-BLY, a decimal string where it comes from the API, in BLY."""
+    from blyan_node.chain.money import show_bly
+
+    return show_bly(int(amount))
+
+
 def short(identity: str) -> str:
     """A long id, recognisable."""
     return identity if len(identity) <= 16 else f"{identity[:8]}…{identity[-5:]}"

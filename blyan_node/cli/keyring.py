@@ -17,7 +17,7 @@ from blyan_node.errors import ConfigError, LocalError, RequestError, RuleError
 NODE = "node"
 """The name of the node's own key as a wallet. Its file is not encrypted: the node must start by itself."""
 
-PASSWORD_VARIABLE = "BLYAN_WALLET_PASSWORD"  # noqa: S105: the name of a variable
+PASSWORD_VARIABLE = "BLYAN_WALLET_PASSWORD"  # noqa: S105  (the name of a variable)
 
 _NAME = re.compile(r"(?!0[xX])[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 

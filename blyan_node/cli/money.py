@@ -14,6 +14,7 @@ from blyan_node.cli.common import (
     DataDirOption,
     JsonOption,
     PasswordFileOption,
+    bly,
     data_dir_of,
     say,
     say_json,
@@ -51,16 +52,14 @@ def balance(who: Who = "node", data_dir: DataDirOption = None, as_json: JsonOpti
     final, tentative = holding["final"], holding["tentative"]
     say(address)
     rows = [
-        [name, *(_bly(each[f"{name}_nano"]) for each in (final, tentative))]
+        [name, *(bly(each[f"{name}_nano"]) for each in (final, tentative))]
         for name in ("balance", "bonded", "unbonding")
     ]
     rows.append(["next nonce", str(final["nonce"]), str(tentative["nonce"])])
     say_table(["BLY", f"final (cut {final['k']})", "tentative"], rows)
     if holding["bonds"]:
         say()
-        say_table(
-            ["bonded to", "BLY"], [[bond["validator"], _bly(bond["amount_nano"])] for bond in holding["bonds"]]
-        )
+        say_table(["bonded to", "BLY"], [[bond["validator"], bly(bond["amount_nano"])] for bond in holding["bonds"]])
 
 
 def history(
@@ -88,10 +87,10 @@ def history(
                 str(entry["k"]),
                 entry["word"],
                 entry["kind"],
-                _sign(entry, address) + _bly(entry["amount_nano"]),
-                _bly(entry["fee_nano"]),
+                _sign(entry, address) + bly(entry["amount_nano"]),
+                bly(entry["fee_nano"]),
                 short(entry["other"] or "-"),
-                _bly(entry["balance_nano"]),
+                bly(entry["balance_nano"]),
                 entry["record"][:10],
             ]
             for entry in entries
@@ -116,7 +115,7 @@ def send(
 
     keyring, payee, nano = keyring_of(data_dir), _parse(data_dir, to), amount_of(amount)
     with paying(keyring, _terms(payer, fee, expires, wait, timeout, password_file, as_json)) as wallet:
-        wallet.pay(Transfer(payee, nano), f"Sent {_bly(nano)} BLY to {_show(payee)}")
+        wallet.pay(Transfer(payee, nano), f"Sent {bly(nano)} BLY to {_show(payee)}")
 
 
 def bond(
@@ -136,7 +135,7 @@ def bond(
 
     keyring, target, nano = keyring_of(data_dir), _parse(data_dir, validator), amount_of(amount)
     with paying(keyring, _terms(payer, fee, expires, wait, timeout, password_file, as_json)) as wallet:
-        wallet.pay(Bond(target, nano), f"Bonded {_bly(nano)} BLY to {_show(target)}")
+        wallet.pay(Bond(target, nano), f"Bonded {bly(nano)} BLY to {_show(target)}")
 
 
 def unbond(
@@ -158,7 +157,7 @@ def unbond(
     with paying(keyring, _terms(payer, fee, expires, wait, timeout, password_file, as_json)) as wallet:
         period = wallet.network["parameters"]["unbonding"]
         wallet.pay(
-            Unbond(target, nano), f"Took {_bly(nano)} BLY back from {_show(target)}, to be spent {period} cuts from now"
+            Unbond(target, nano), f"Took {bly(nano)} BLY back from {_show(target)}, to be spent {period} cuts from now"
         )
 
 
@@ -167,7 +166,9 @@ def faucet(
         str | None, typer.Argument(metavar="[AMOUNT]", help="BLY [default: the most it gives at once].")
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="TO", help="Whom to give it [default: the asking wallet].")] = None,
-    asker: Annotated[str, typer.Option("--from", metavar="NAME", help="The wallet that asks, and pays a fee.")] = "node",
+    asker: Annotated[
+        str, typer.Option("--from", metavar="NAME", help="The wallet that asks, and pays a fee.")
+    ] = "node",
     fee: Fee = None,
     expires: Expires = 1000,
     wait: WaitFor = Wait.tentative,
@@ -182,11 +183,11 @@ def faucet(
     keyring, payee = keyring_of(data_dir), _parse(data_dir, to or asker)
     wanted = None if amount is None else amount_of(amount)
     with paying(keyring, _terms(asker, fee, expires, wait, timeout, password_file, as_json)) as wallet:
-        most = int(wallet.network["parameters"]["faucet_per_record"])
+        most = int(wallet.network["parameters"]["faucet_per_record_nano"])
         if not most:
             raise RequestError(f"the network {wallet.network['name']} has no faucet: only test nets have one")
         nano = most if wanted is None else wanted
-        wallet.pay(Faucet(payee, nano), f"The faucet gave {_bly(nano)} BLY to {_show(payee)}")
+        wallet.pay(Faucet(payee, nano), f"The faucet gave {bly(nano)} BLY to {_show(payee)}")
 
 
 def _terms(
@@ -235,9 +236,3 @@ def _show(address: bytes) -> str:
     from blyan_node.chain.keys import show_address
 
     return show_address(address)
-
-
-def _bly(amount: int | str) -> str:
-    from blyan_node.chain.money import show_bly
-
-    return show_bly(int(amount))

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blyan_node.cli.common import say, say_json
+from blyan_node.cli.common import bly, say, say_json
 from blyan_node.errors import LocalError, RequestError, RuleError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ POLL = 0.25
 """Seconds between two questions whether a record stands."""
 
 
-class Wait(str, Enum):
+class Wait(StrEnum):
     """What to wait for before a command ends."""
 
     none = "none"
@@ -31,8 +31,7 @@ class Wait(str, Enum):
     final = "final"
 
 
-_REACHED = {"unknown": 0, "pending": 0, "tentative": 1, "final": 2}
-_WANTED = {Wait.none: 0, Wait.tentative: 1, Wait.final: 2}
+_PLACES = {"unknown": 0, "pending": 1, "tentative": 2, "final": 3}
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ class Payer:
         the word that was waited for does not come in time.
         """
         record = self._make(arguments)
-        standing = self._wait(record.id.hex(), self.client.submit(_packed(record).hex()))
-        void = standing.get("void")
+        standing = self._wait(record.id.hex(), self.client.submit(_packed(record).hex())["word"])
+        void = standing["void"]
         if self.terms.as_json:
             say_json(_shown(record) | {"word": standing["word"], "void": void})
         elif void is None:
             say(f"{done}: {standing['word']}.")
-            say(f"record {record.id.hex()}, fee {_bly(record.fee)} BLY")
+            say(f"record {record.id.hex()}, fee {bly(record.fee)} BLY")
         if void is not None:
             raise RuleError(f"record {record.id.hex()} is void ({standing['word']}): {void}")
 
@@ -91,40 +90,46 @@ class Payer:
         from blyan_node.chain.records import make_record
 
         holding = self.client.balance(show_address(self.key.address))
-        nonce = int(holding["tentative"]["nonce"])
+        # Behind the records that wait in the node's mempool, where it tells; else behind those in the DAG.
+        nonce = int(holding.get("next_nonce", holding["tentative"]["nonce"]))
         expires_at_cut = int(self.network["final"]["k"]) + self.terms.expires
 
         def signed(fee: int) -> Record:
             network = bytes.fromhex(self.network["network"])
-            return make_record(
-                self.key, network, arguments, nonce=nonce, fee=fee, expires_at_cut=expires_at_cut
-            )
+            return make_record(self.key, network, arguments, nonce=nonce, fee=fee, expires_at_cut=expires_at_cut)
 
         if self.terms.fee is not None:
             return signed(self.terms.fee)
-        per_byte, record = int(self.network["parameters"]["fee_per_byte"]), signed(0)
-        while (asked := per_byte * len(_packed(record))) > record.fee:  # a larger number takes more bytes, once or twice
-            record = signed(asked)
+        per_byte, record = int(self.network["parameters"]["fee_per_byte_nano"]), signed(0)
+        while (asked := per_byte * len(_packed(record))) > record.fee:
+            record = signed(asked)  # with a larger fee it may be a few bytes longer, and then once more
         return record
 
-    def _wait(self, id: str, standing: dict[str, Any]) -> dict[str, Any]:
-        from blyan_node.api.client import NodeRefused
-
+    def _wait(self, id: str, word: str) -> dict[str, Any]:
+        """Return where the record stands once it has reached the word that is waited for."""
+        standing: dict[str, Any] = {"word": word, "void": None}
         deadline = time.monotonic() + self.terms.timeout
-        while _REACHED[standing["word"]] < _WANTED[self.terms.wait]:
+        while self.terms.wait is not Wait.none:
+            standing = self._standing(id)
+            if _PLACES[standing["word"]] >= _PLACES[self.terms.wait]:
+                break
             if time.monotonic() >= deadline:
                 raise LocalError(
-                    f"record {id} is {standing['word']} after {self.terms.timeout:g} s, not yet {self.terms.wait.value}. "
+                    f"record {id} is {standing['word']} after {self.terms.timeout:g} s, not yet {self.terms.wait}. "
                     "It may still take effect: look with blyan-node wallet history before you send again"
                 )
             time.sleep(POLL)
-            try:
-                standing = self.client.transaction(id)
-            except NodeRefused as refused:
-                if refused.status != 404:
-                    raise
-                standing = {"word": "unknown"}
         return standing
+
+    def _standing(self, id: str) -> dict[str, Any]:
+        from blyan_node.api.client import NodeRefused
+
+        try:
+            return self.client.transaction(id)
+        except NodeRefused as refused:
+            if refused.status == 404:  # on its way from one node to another
+                return {"word": "unknown", "void": None}
+            raise
 
 
 def amount_of(text: str) -> int:
@@ -140,12 +145,6 @@ def _packed(record: Record) -> bytes:
     from blyan_node.codec import pack
 
     return pack(record)
-
-
-def _bly(amount: int) -> str:
-    from blyan_node.chain.money import show_bly
-
-    return show_bly(amount)
 
 
 def _shown(record: Record) -> dict[str, Any]:

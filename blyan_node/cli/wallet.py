@@ -153,7 +153,9 @@ def export(
     name: NameArgument,
     out: Annotated[Path, typer.Option(help="File to write, mode 600; none is overwritten.")],
     secret: Annotated[bool, typer.Option("--secret", help="Write the secret itself, not encrypted.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, write the secret: who reads the file has the money.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Yes, write the secret: who reads the file has the money.")
+    ] = False,
     password_file: PasswordFileOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "blyan_node"
 FILES = sorted(PACKAGE.rglob("*.py"))
 EVERYWHERE = {"codec", "errors", "__init__"}
+WALLET = {f"chain.{name}" for name in ("keys", "keystore", "phrase", "money", "records")}
 # Rooms and corridors, with what each may import besides its siblings, the codec and the errors. No arrow runs up.
 MAY_IMPORT: dict[str, set[str]] = {
     "p2p": set(),
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "logs",
         "datadir",
     },
-    "cli": {"config", "datadir", "node", "testnet", "api.client", "chain.keys", "p2p.identity"},
+    "cli": {"config", "datadir", "node", "testnet", "api.client", *WALLET, "p2p.identity"},
     "testnet": {"config", "datadir", "node", "cli", "api.client", "chain.keys", "chain.genesis"},
     "__main__": {"cli"},
 }

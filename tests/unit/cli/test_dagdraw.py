@@ -84,9 +84,7 @@ def expected(rows: list[Row]) -> dict[str, set[str]]:
 
 @given(graphs(), st.sets(st.integers(0, 14)))
 def test_every_edge_is_drawn_and_no_other(rows, ruled):
-    given = [
-        part for place, row in enumerate(rows) for part in ([Rule("rule"), row] if place in ruled else [row])
-    ]
+    given = [part for place, row in enumerate(rows) for part in ([Rule("rule"), row] if place in ruled else [row])]
     assert read_back(draw(given), rows) == expected(rows)
 
 
