@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 from fractions import Fraction
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from blyan_node.cli.common import (
     DataDirOption,
     JsonOption,
     bly,
+    clean,
     data_dir_of,
     human_size,
     say,
@@ -30,7 +32,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The chain: blocks and cuts.", no_args_is_help=True)
 
-CHAINS = ("A", "B", "T")
+
+class Chain(StrEnum):
+    """A tag of blocks: meta, parameters, transactions."""
+
+    A = "A"
+    B = "B"
+    T = "T"
+
+
 PAGE = 100
 DIGITS = 10
 """Of an id, as shown and as a prefix taken."""
@@ -39,7 +49,7 @@ DIGITS = 10
 @app.command(epilog="Example: blyan-node chain log -n 40 --chain T")
 def log(
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many blocks.")] = 20,
-    chain: Annotated[str | None, typer.Option(help="Only this chain: A, B or T.")] = None,
+    chain: Annotated[Chain | None, typer.Option(help="Only this chain.", case_sensitive=False)] = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,10 +57,8 @@ def log(
     from blyan_node.api.client import connect
     from blyan_node.cli.dagdraw import draw
 
-    if chain not in (None, *CHAINS):
-        raise RequestError(f"there is no chain {chain!r}; there are {', '.join(CHAINS)}", param="chain")
     with connect(data_dir_of(data_dir)) as client:
-        found = [block for name in ([chain] if chain else CHAINS) for block in _newest(client, name, number)]
+        found = [block for name in ([chain] if chain else Chain) for block in _newest(client, name, number)]
         blocks = sorted(found, key=_place, reverse=True)[:number]
         cuts = _cuts(client, {block["cut"] for block in blocks} - {None})
         network = client.network()
@@ -102,7 +110,7 @@ def validators(data_dir: DataDirOption = None, as_json: JsonOption = False) -> N
                 seat["address"],
                 bly(seat["stake_nano"]),
                 f"{100 * int(seat['stake_nano']) / total:.1f} %",
-                "same" if seat["next_stake_nano"] == seat["stake_nano"] else bly(seat["next_stake_nano"]),
+                _next(seat),
                 "this node" if seat["here"] else "yes" if seat["connected"] else "no",
                 "-" if seat["behind"] is None else _count(seat["behind"], "cut"),
             ]
@@ -112,6 +120,13 @@ def validators(data_dir: DataDirOption = None, as_json: JsonOption = False) -> N
     for address in answer["slashed"]:
         say(f"slashed: {address}")
     say(_quorum(answer["data"], total))
+
+
+def _next(seat: dict[str, Any]) -> str:
+    """Its stake from the next cut on."""
+    if seat["next_stake_nano"] == seat["stake_nano"]:
+        return "same"
+    return bly(seat["next_stake_nano"]) if int(seat["next_stake_nano"]) else "leaves"
 
 
 def _quorum(seats: Sequence[dict[str, Any]], total: int) -> str:
@@ -160,20 +175,20 @@ def _rows(
 
 
 def _label(block: dict[str, Any]) -> str:
-    records = _count(block["records"], "record")
-    return (
-        f"{block['id'][:DIGITS]} {block['chain']} {block['type']} {short(block['author'])} {records}, {block['word']}"
-    )
+    where = f"{block['id'][:DIGITS]} {block['chain']} {clean(block['type'])} {short(block['author'])}"
+    return f"{where} {_count(block['records'], 'record')}, {block['word']}"
 
 
 def _title(cut: dict[str, Any]) -> str:
-    return f"cut {cut['k']} · {_share(cut)} stake · round {cut['round']}"
+    return f"cut {cut['k']} · {_share(cut)} · round {cut['round']}"
 
 
 def _share(cut: dict[str, Any]) -> str:
     """The part of the stake that signed: exact where it is a simple fraction."""
     part = Fraction(int(cut["stake_nano"]), int(cut["total_nano"]))
-    return str(part) if part.denominator <= 100 else f"{float(100 * part):.1f} % of"
+    if part == 1:
+        return "all stake"
+    return f"{part} stake" if part.denominator <= 100 else f"{float(100 * part):.1f} % of stake"
 
 
 def _cuts(client: Client, wanted: set[int]) -> dict[int, dict[str, Any]]:
@@ -205,7 +220,7 @@ def _whole_id(client: Client, prefix: str) -> str:
         )
     if len(prefix) == 64:
         return prefix
-    found = [block["id"] for chain in CHAINS for block in _newest(client, chain, PAGE)]
+    found = [block["id"] for chain in Chain for block in _newest(client, chain, PAGE)]
     matching = [id for id in found if id.startswith(prefix)]
     if len(matching) != 1:
         which = "no block" if not matching else "more than one block"
@@ -218,7 +233,7 @@ def _show_cut(cut: dict[str, Any]) -> None:
         ("cut", f"{cut['k']}  {cut['id']}"),
         ("after", cut["prev_cut"]),
         ("round", str(cut["round"])),
-        ("stake", f"{_share(cut)} stake: {bly(cut['stake_nano'])} of {bly(cut['total_nano'])} BLY"),
+        ("stake", f"{bly(cut['stake_nano'])} of {bly(cut['total_nano'])} BLY ({_share(cut)})"),
         ("state before", cut["prev_state_root"]),
         *(("head", head) for head in cut["heads"]),
         *(("signed by", signer) for signer in cut["signers"]),
@@ -227,15 +242,14 @@ def _show_cut(cut: dict[str, Any]) -> None:
 
 def _show_block(block: dict[str, Any]) -> None:
     final = "tentative" if block["cut"] is None else f"final, by cut {block['cut']}"
-    written = datetime.fromtimestamp(block["timestamp_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
     _say_facts(
         ("block", block["id"]),
-        ("chain", f"{block['chain']}, type {block['type']}"),
+        ("chain", f"{block['chain']}, type {clean(block['type'])}"),
         ("author", f"{block['author']}, its block {block['seq']}"),
         ("height", str(block["height"])),
         *(("parent", parent) for parent in block["parents"]),
         ("anchored at", f"cut {block['anchor']['k']}"),
-        ("written", f"{written}, by the author's clock"),
+        ("written", f"{_when(block['timestamp_ms'])}, by the author's clock"),
         ("size", human_size(block["size"])),
         ("stands", final),
     )
@@ -243,11 +257,19 @@ def _show_block(block: dict[str, Any]) -> None:
         say()
         _say_facts(
             ("record", record["id"]),
-            ("kind", f"{record['kind']}  {_arguments(record['arguments'])}"),
+            ("kind", f"{clean(record['kind'])}  {_arguments(record['arguments'])}"),
             ("sender", f"{record['sender']}, nonce {record['nonce']}, fee {bly(record['fee_nano'])} BLY"),
             ("expires", "never" if record["expires_at_cut"] is None else f"after cut {record['expires_at_cut']}"),
             ("stands", record["word"] if record["void"] is None else f"{record['word']}, VOID: {record['void']}"),
         )
+
+
+def _when(ms: int) -> str:
+    """A time, as far as calendars go: an author may write any."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError):
+        return f"{ms} ms"
 
 
 def _arguments(arguments: dict[str, Any] | str) -> str:
@@ -264,7 +286,7 @@ def _arguments(arguments: dict[str, Any] | str) -> str:
 
 
 def _clipped(text: str) -> str:
-    return text if len(text) <= 66 else f"{text[:65]}…"
+    return clean(text if len(text) <= 66 else f"{text[:65]}…")
 
 
 def _say_facts(*facts: tuple[str, str]) -> None:

@@ -103,6 +103,11 @@ def bly(amount: int | str) -> str:
     return show_bly(int(amount))
 
 
+def clean(text: str) -> str:
+    """Text that a stranger wrote, made fit for a terminal: without what moves the cursor or changes colours."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
 def short(identity: str) -> str:
     """A long id, recognisable."""
     return identity if len(identity) <= 16 else f"{identity[:8]}…{identity[-5:]}"
