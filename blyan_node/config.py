@@ -24,7 +24,7 @@ PREFIX = "BLYAN_"
 JOINED = "network.toml"
 """The file in a data directory that holds the settings of the network that was joined."""
 # Read by other parts or by other programs; not settings of a node.
-_OTHER_VARIABLES = frozenset({"BLYAN_CACHE_DIR", "BLYAN_CONFIG"})
+_OTHER_VARIABLES = frozenset({"BLYAN_CACHE_DIR", "BLYAN_CONFIG", "BLYAN_WALLET_PASSWORD"})
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,6 @@ class Client:
         """Return ``GET /status``."""
         return self._ask("GET", "/status")
 
-    def network(self) -> dict[str, Any]:
-        """Return ``GET /network``."""
-        return self._ask("GET", "/network")
-
     def models(self) -> list[dict[str, Any]]:
         """Return the models that the node knows."""
         return list(self._ask("GET", "/v1/models")["data"])
