@@ -10,7 +10,6 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "blyan_node"
 FILES = sorted(PACKAGE.rglob("*.py"))
 EVERYWHERE = {"codec", "errors", "__init__"}
-WALLET = {f"chain.{name}" for name in ("keys", "keystore", "phrase", "money", "records")}
 # Rooms and corridors, with what each may import besides its siblings, the codec and the errors. No arrow runs up.
 MAY_IMPORT: dict[str, set[str]] = {
     "p2p": set(),
