@@ -16,7 +16,7 @@ from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.records import Faucet, Record, Transfer, make_record, sign_record
 from blyan_node.chain.state import State, genesis_state
 from blyan_node.chain.view import View
-from blyan_node.errors import PeerError, Refused, RequestError, Unreachable
+from blyan_node.errors import Overloaded, PeerError, Refused, RequestError, Unreachable
 from blyan_node.p2p import rpc
 from blyan_node.p2p.memory import MemoryHub
 from blyan_node.p2p.peers import Peers
@@ -353,3 +353,26 @@ async def test_a_steady_stream_is_no_flood(autojump_clock: MockClock) -> None:
             await hand_in(nodes[1].network, nodes[0], make_record(key, NETWORK, Faucet(key.address, 1), nonce=0))
             await trio.sleep(0.02)
         assert len(nodes[0].submissions.mempool) == 2 * BURST
+
+
+async def test_a_node_with_a_flood_of_users_stays_in_good_standing(autojump_clock: MockClock) -> None:
+    async with net(2, bonded=1) as nodes:
+        outcomes: list[str] = []
+
+        async def use(number: int) -> None:
+            key = Key((number + 1).to_bytes(32))
+            try:
+                await nodes[1].submit(make_record(key, NETWORK, Faucet(key.address, 1), nonce=0))
+                outcomes.append("taken")
+            except Overloaded:
+                outcomes.append("overloaded")
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2 * BURST):
+                nursery.start_soon(use, number)
+        assert set(outcomes) == {"taken", "overloaded"}
+        assert len(nodes[1].submissions.mempool) == outcomes.count("taken")
+        assert nodes[0].network.peer_id in nodes[1].network.neighbours()
+        await trio.sleep(60)
+        await use(0)
+        assert outcomes[-1] == "taken"
