@@ -24,7 +24,6 @@ from blyan_node.chain.state import State
 from blyan_node.chain.view import View
 from blyan_node.errors import (
     BlyanError,
-    CodecError,
     Overloaded,
     PeerError,
     Refused,
@@ -281,7 +280,7 @@ def _address_of_peer(peer: PeerId) -> bytes | None:
     """Return the address of a peer's key; None where its id is not of such a key."""
     try:
         return address_of(public_key_of(peer))
-    except (CodecError, RuleError):
+    except RuleError:
         return None
 
 
