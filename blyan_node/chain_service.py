@@ -66,7 +66,8 @@ class NodeChainService:
     def holdings(self, address: bytes) -> Holdings:
         """What an address owns."""
         view = self._replica.view()
-        return Holdings(*view.holdings(address), view.tentative.bonded_by(address))
+        nonce = self.submissions.mempool.next_nonce(address, view)
+        return Holdings(*view.holdings(address), view.tentative.bonded_by(address), nonce)
 
     def movements(self, address: bytes, *, before: tuple[int, int] | None, limit: int) -> list[Entry]:
         """The history of an address, the latest first: tentative entries belong to the cut after the last final one."""

@@ -84,6 +84,7 @@ def holdings_json(address: bytes, holdings: Holdings) -> Json:
         "address": show_address(address),
         "final": _holding(holdings.final),
         "tentative": _holding(holdings.tentative),
+        "next_nonce": holdings.next_nonce,
         "bonds": [
             {"validator": show_address(validator), "amount_nano": str(amount)}
             for validator, amount in holdings.bonds.items()

@@ -37,11 +37,15 @@ class CutInfo:
 
 @dataclass(frozen=True)
 class Holdings:
-    """What an address owns, finally and tentatively, and what it has bonded (tentatively), by validator."""
+    """What an address owns, finally and tentatively, and what it has bonded (tentatively), by validator.
+
+    ``next_nonce`` is that of its next record, behind those in the DAG and those that wait here to be carried.
+    """
 
     final: Holding
     tentative: Holding
     bonds: dict[bytes, int]
+    next_nonce: int
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Mempool:
     """See the module. All methods take the ledger's view of now; its tentative cut is the one to be carried into."""
 
     def __init__(self, network: bytes, *, most_records: int = MOST_RECORDS, most_bytes: int = MOST_BYTES) -> None:
-        self._network, self._most_records, self._most_bytes = network, most_records, most_bytes
+        self.network, self._most_records, self._most_bytes = network, most_records, most_bytes
         self._waiting: dict[bytes, _Waiting] = {}
         self._queues: dict[bytes, _Queue] = {}
         self._worths: dict[bytes, _Worth] = {}
@@ -125,7 +125,7 @@ class Mempool:
         standing = view.standing(record.id)
         if standing is not None and standing.void is None:
             return False
-        check_record(record, self._network)
+        check_record(record, self.network)
         newcomer = _Waiting(record, len(pack(record)), now_ms, not_before)
         self._check_alone(newcomer, view)
         account = view.tentative.account(record.sender)
@@ -236,11 +236,11 @@ class Mempool:
         best = [_bid(head) for head in self._heads(view, now_ms) if chain_of(head.record.kind) == chain]
         heapify(best)
         while best and len(picked) < most_records:
-            _, id, sender = heappop(best)
+            sender = heappop(best)[-1]
             if sender not in runs:
                 runs[sender] = deque(self._run(sender, view, chain, now_ms))
             run = runs[sender]
-            if run and run[0].record.id == id and run[0].size <= room:
+            if run and run[0].size <= room:
                 taken = run.popleft()
                 picked.append(taken.record)
                 room -= taken.size
@@ -309,15 +309,15 @@ class Mempool:
     def _outlook(self, queue: _Queue, view: View) -> tuple[dict[bytes, Void | None], int]:
         """Return by id what would become of a sender's records in the next cut, and its balance behind them.
 
-        They are folded, in order, behind what is in the DAG, on a state in which nobody else has an account: money
-        that others have not sent yet is not counted on.
+        They are folded, in order and alone, behind what is in the DAG: money that others have not sent yet is not
+        counted on. What cannot matter is left out of the state, which has to be copied.
         """
         records = [waiting.record for _, waiting in sorted(queue.waiting.items())]
         if not records:
             return {}, 0
         now, sender = view.tentative, records[0].sender
         own = replace(now, k=now.k - 1, accounts={sender: now.account(sender)}, minted=set())
-        folded = fold(own, [Carried(record, b"", NOBODY) for record in records], network=self._network)
+        folded = fold(own, [Carried(record, b"", NOBODY) for record in records], network=self.network)
         return {result.id: result.void for result in folded.results}, folded.state.account(sender).balance
 
     def _rank(self, queue: _Queue) -> None:

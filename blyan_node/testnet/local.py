@@ -24,7 +24,9 @@ from blyan_node.chain.keys import load_or_create_key
 from blyan_node.datadir import DataDir, Running, explained, write_whole
 from blyan_node.errors import BlyanError, ConfigError, LocalError
 
-STAKE = 1_000_000_000
+STAKE = 1000 * 10**9
+BALANCE = 1000 * 10**9
+"""Nano-BLY, of each node."""
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.1
@@ -204,7 +206,7 @@ class Testnet:
         }
 
     def _prepare(self) -> None:
-        """Make directories, keys and the genesis, which bonds all of them; keep those of an earlier start."""
+        """Make directories, keys and the genesis, which bonds and pays all of them; keep those of an earlier start."""
         with explained(self.root):
             keys = []
             for node in self.nodes:
@@ -217,7 +219,9 @@ class Testnet:
         genesis = self.root / "genesis.toml"
         if not genesis.exists():
             stakes = {key.address: STAKE for key in keys}
-            Genesis.make("testnet", stakes, created_ms=time.time_ns() // 1_000_000).save(genesis)
+            balances = {key.address: BALANCE for key in keys}
+            created_ms = time.time_ns() // 1_000_000
+            Genesis.make("testnet", stakes, created_ms=created_ms, balances=balances).save(genesis)
         elif (known := _read_state(self.root)) != len(self.nodes):
             raise ConfigError(
                 f"{self.root} holds a net of {known} nodes, not {len(self.nodes)}; use -n {known} or another --dir"

@@ -46,7 +46,7 @@ class ScriptedChain:
 
     def holdings(self, address: bytes) -> Holdings:
         final, tentative = self.view.holdings(address)
-        return Holdings(final, tentative, self.view.tentative.bonded_by(address))
+        return Holdings(final, tentative, self.view.tentative.bonded_by(address), tentative.nonce)
 
     def movements(self, address: bytes, *, before: tuple[int, int] | None, limit: int) -> list[Entry]:
         entries = [Entry("final", each) for each in self.history if each.address == address]

@@ -243,6 +243,7 @@ async def test_balance() -> None:
                 "bonded_nano": "0",
                 "unbonding_nano": "0",
             },
+            "next_nonce": (CUTS + 1) * PAYMENTS,
             "bonds": [],
         }
         assert await get(api, f"/balance/{address.lower()}") == told
