@@ -32,6 +32,7 @@ MAX_PARENTS = 16
 MAX_RECORDS = 256
 MAX_HEADER = 4 * 1024
 MAX_BODY = 256 * 1024
+EMPTY_BODY = encode([])
 MAX_BLOCK = MAX_HEADER + MAX_BODY + 128
 """Bytes of an encoded block: its parts, the signature and the framing."""
 
@@ -65,6 +66,11 @@ class Header:
     timestamp_ms: int
     body_hash: Hash
     body_len: int
+
+    @property
+    def carries(self) -> bool:
+        """Whether the block carries records; one without acknowledges."""
+        return self.body_len > len(EMPTY_BODY)
 
 
 @dataclass(frozen=True)
@@ -133,10 +139,6 @@ def peek_header(raw: bytes) -> tuple[bytes, Header, bytes]:
 def encode_body(records: tuple[Record, ...]) -> bytes:
     """Encode the records of a block."""
     return encode(to_value(records))
-
-
-EMPTY_BODY = encode_body(())
-"""The body of a block that carries nothing."""
 
 
 def decode_body(body: bytes) -> tuple[Record, ...]:

@@ -164,7 +164,7 @@ class Dag:
         else:
             number = len(self._branches)
             branch = Branch(header.author, first=header.seq, last=header.seq, tip=block.id)
-        node = make_node(header, number, parents, carries=bool(block.records))
+        node = make_node(header, number, parents)
         return Placed(block.id, node, branch)
 
     def _prev_branch(self, header: Header) -> int | None:
@@ -221,10 +221,10 @@ class Dag:
         return tuple(covering + others[: MAX_PARENTS - len(covering)])
 
 
-def make_node(header: Header, branch: int, parents: Iterable[Node], *, carries: bool) -> Node:
+def make_node(header: Header, branch: int, parents: Iterable[Node]) -> Node:
     """Return the node of a block on a branch; the nodes of its parents give its past."""
     past = {**merge(node.past for node in parents), branch: header.seq + 1}
-    return Node(header.height, branch, header.seq, header.parents, past, header.anchor.k, carries)
+    return Node(header.height, branch, header.seq, header.parents, past, header.anchor.k, header.carries)
 
 
 def lies_in(node: Node, past: Past) -> bool:

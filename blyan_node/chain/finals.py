@@ -79,8 +79,8 @@ class Finals:
         self._store, self._genesis = store, genesis
         self._anchors: OrderedDict[int, tuple[bytes, frozenset[bytes]]] = OrderedDict()
         state = genesis_state(genesis)
-        self._rows = frozenset(state.rows())
-        self.last = FinalCut(0, genesis.network, (genesis.network,), state, root_of(sorted(self._rows)))
+        self._rows: frozenset[bytes] = frozenset()  # in the database, which begins with the first cut
+        self.last = FinalCut(0, genesis.network, (genesis.network,), state, state.root())
         for key in islice(store.keys(Prefix.CUT.key(), reverse=True), 1):
             self.last = self._read_last(int.from_bytes(key[1:]))
 
@@ -112,10 +112,10 @@ class Finals:
     def anchor(self, k: int) -> tuple[bytes, frozenset[bytes]]:
         """Return the id of a final cut and who may author on it. Raises StoreError where that cut is not here."""
         if k == self.last.k:
-            return self.last.id, frozenset(authors_of(self.last.state))
+            return self.last.id, frozenset(_authors(self.last.state))
         if (known := self._anchors.get(k)) is None:
             if k == 0:
-                known = self._genesis.network, frozenset(authors_of(genesis_state(self._genesis)))
+                known = self._genesis.network, frozenset(_authors(genesis_state(self._genesis)))
             elif (stored := self.stored(k)) is not None:
                 known = stored.cut.id, frozenset(stored.authors)
             else:
@@ -152,7 +152,7 @@ class Finals:
         rows = frozenset(folded.state.rows())
         root = root_of(sorted(rows))
         deciders = ValidatorSet(folded.state.validators)
-        stored = StoredCut(cut, certificate, root, deciders, authors_of(folded.state))
+        stored = StoredCut(cut, certificate, root, deciders, _authors(folded.state))
         batch: Batch = [(Prefix.CUT.key(cut.k), pack(stored))]
         batch += [final_entry(id, cut.k) for id in sorted(blocks)]
         for result in folded.results:
@@ -196,8 +196,7 @@ class Finals:
             raise StoreError(self._store.damaged(f"an entry {key[:1]!r} is unreadable")) from error
 
 
-def authors_of(state: State) -> tuple[bytes, ...]:
-    """Return who may write blocks that are anchored at the cut after which a state stands, sorted."""
+def _authors(state: State) -> tuple[bytes, ...]:
     members = {validator.address for validator in (*state.validators, *state.next_validators)}
     return tuple(sorted(address for address in members if state.may_author(address)))
 
@@ -219,5 +218,5 @@ def movement_entry(movement: Movement) -> tuple[bytes, bytes]:
 
 
 def row_key(row: bytes) -> bytes:
-    """Return the key of a row of the state."""
+    """Return where a row of the state lies."""
     return Prefix.ROW.key(sha256(row).digest())

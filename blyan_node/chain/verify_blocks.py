@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
 from heapq import merge
 
-from blyan_node.chain.block import CHAINS, EMPTY_BODY, Header, decode_block, peek_header
+from blyan_node.chain.block import CHAINS, Header, decode_block, peek_header
 from blyan_node.chain.dag import ROOT_BRANCH, Branch, Dag, Node, Placed, make_node
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.rules import check_in_context, check_in_isolation
@@ -225,7 +225,7 @@ class BlockChecks:
             check_in_context(header, parents, self.dag)
         except RuleError as error:
             yield Fault(where, f"it breaks a rule: {error}")
-        node = make_node(header, self._branch_of(header, stored), parents, carries=header.body_len > len(EMPTY_BODY))
+        node = make_node(header, self._branch_of(header, stored), parents)
         if stored is None:
             self._mended[id] = node
         elif node_entry(id, node)[1] != self._store.get(Prefix.NODE.key(id)):

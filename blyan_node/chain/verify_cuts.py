@@ -27,7 +27,6 @@ from blyan_node.chain.finals import (
     FinalCut,
     StoredCut,
     StoredResult,
-    authors_of,
     final_entry,
     movement_entry,
     result_entry,
@@ -37,7 +36,7 @@ from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.ledger import Result, fold
 from blyan_node.chain.order import Item, item_of, order, window
 from blyan_node.chain.rules import check_anchor
-from blyan_node.chain.state import genesis_state, root_of
+from blyan_node.chain.state import State, genesis_state, root_of
 from blyan_node.chain.store import Prefix
 from blyan_node.chain.tables import Tables
 from blyan_node.chain.validators import ValidatorSet
@@ -115,7 +114,7 @@ class CutChecks:
         self._network, self._damaged = genesis.network, blocks.damaged
         self._entries, self._tables, self._store = entries, tables, entries.store
         self._settled: Past = self.dag.past_of(self.final.heads)
-        self._anchors = [(genesis.network, frozenset(authors_of(state)))]
+        self._anchors = [(genesis.network, _authors(state))]
         self._deciders: dict[int, ValidatorSet | None] = {1: ValidatorSet(state.validators)}
         self._last: StoredCut | None = None
         self._finals = _ByCut(entries, Prefix.FINAL, "its place among what is final", _cut_of_final)
@@ -183,7 +182,7 @@ class CutChecks:
         final = replace(self.final, k=k, id=stored.cut.id, heads=stored.cut.heads)
         if self.follows and items is not None:
             final = yield from self._fold(final, stored, items)
-            self._anchors.append((final.id, self._interned(authors_of(final.state))))
+            self._anchors.append((final.id, self._interned(_authors(final.state))))
             deciders: ValidatorSet | None = ValidatorSet(final.state.validators)
         else:
             named = stored.deciders.hash == stored.cut.next_validators_hash
@@ -251,7 +250,7 @@ class CutChecks:
         state, root = folded.state, folded.state.root()
         if stored.root != root:
             yield Fault(where, "the root that is stored with it is not that of the state after it")
-        if stored.authors != authors_of(state):
+        if stored.authors != tuple(sorted(_authors(state))):
             yield Fault(where, "the authors that are stored with it are not those that follow from it")
         if state.total() != state.supply or state.supply > state.parameters.cap:
             yield Fault(where, "the money after it does not add up to the supply, or is more than the cap")
@@ -271,10 +270,10 @@ class CutChecks:
             return False
         return other.k > k or (other.k < k and other.void is None)
 
-    def _interned(self, authors: Iterable[bytes]) -> frozenset[bytes]:
+    def _interned(self, authors: frozenset[bytes]) -> frozenset[bytes]:
         """Return a set of authors: the one of the cut before where it is the same, for there are many cuts."""
-        found, last = frozenset(authors), self._anchors[-1][1]
-        return last if found == last else found
+        last = self._anchors[-1][1]
+        return last if authors == last else authors
 
     def state(self) -> Iterator[Fault]:
         """Compare the rows of the final state with the state that follows from all cuts."""
@@ -347,6 +346,11 @@ class CutChecks:
             signed = vote.validator in {each.validator for each in certificate.signatures}
             if signed and (vote.round, vote.step) == (certificate.round, PRECOMMIT) and vote.cut != certificate.cut_id:
                 raise RuleError(f"it contradicts the same validator's vote in the certificate of cut {vote.k}")
+
+
+def _authors(state: State) -> frozenset[bytes]:
+    members = {validator.address for validator in (*state.validators, *state.next_validators)}
+    return frozenset(filter(state.may_author, members))
 
 
 def _cut_of_final(_key: bytes, value: bytes) -> int | None:
