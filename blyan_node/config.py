@@ -1,5 +1,7 @@
 """The configuration of one node: a TOML file, overridden by the environment (``BLYAN_*``), overridden by flags.
 
+What ``network join`` has written into the data directory comes before all of these.
+
 It is parsed once, at start, into a frozen :class:`NodeConfig`. An unknown key, a value of the wrong type or one that
 is not allowed raises ConfigError, which names the key, where it came from and what is allowed.
 """
@@ -19,8 +21,10 @@ import platformdirs
 from blyan_node.errors import ConfigError
 
 PREFIX = "BLYAN_"
+JOINED = "network.toml"
+"""The file in a data directory that holds the settings of the network that was joined."""
 # Read by other parts or by other programs; not settings of a node.
-_OTHER_VARIABLES = frozenset({"BLYAN_CACHE_DIR", "BLYAN_CONFIG"})
+_OTHER_VARIABLES = frozenset({"BLYAN_CACHE_DIR", "BLYAN_CONFIG", "BLYAN_WALLET_PASSWORD"})
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ REACHABLE = matching(_ADDRESS + r"(/p2p/[A-Za-z0-9]+)?", "a multiaddr such as /d
 PEER = matching(
     _ADDRESS + r"/p2p/[A-Za-z0-9]+", "a multiaddr with a peer id, such as /ip4/10.0.0.1/tcp/4001/p2p/16Uiu2…"
 )
+NETWORK = matching(r"[0-9a-f]{64}", "the id of a network, 64 hex digits")
+CHECKPOINT = matching(r"[0-9]{1,18}:[0-9a-f]{64}", "a final cut, its number and id: 1200:9f3c… (64 hex digits)")
 MODEL = matching(r"\S[^,]*", "the name or id of a model")
 DEVICE = matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 
@@ -142,6 +148,8 @@ class NodeConfig:
     genesis: Path | None = _setting(  # noqa: RUF009 - a dataclasses.field, like all of these
         PATH, None, "genesis file of the network; none: the one in the data directory"
     )
+    network: str | None = _setting(NETWORK, None, "id that the network must have; none: any")
+    checkpoint: str | None = _setting(CHECKPOINT, None, "a final cut that the network's history must contain")
     listen: str = _setting(LISTEN, "/ip4/0.0.0.0/tcp/4001", "where peers connect; port 0 is chosen by the system")
     announce: tuple[str, ...] = _setting(several(REACHABLE), (), "addresses told to peers, if not those listened on")
     bootstrap: tuple[str, ...] = _setting(several(PEER), (), "peers to join the network through")
@@ -200,13 +208,19 @@ def load_config(
     for key, value in flags.items():
         if value is not None:
             take(key, value, "flag", "--" + key.replace("_", "-"))
+    joined = values.get("data_dir", default_data_dir()) / JOINED
+    for key, value in _read_file(joined, optional=True).items():
+        if sources.get(key, "default") == "default":
+            take(key, value, str(joined), key)
     return Loaded(NodeConfig(**values), sources)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, *, optional: bool = False) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
+        if optional and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error

@@ -5,8 +5,9 @@
     node.key      secret key of the node, mode 600          chain/    LevelDB: blocks and what follows from them
     api.token     local API token, mode 600                 blobs/    weights, content-addressed
     genesis.toml  the network this node belongs to          peers.json  addresses of peers
-    blocked.txt   peers to have nothing to do with (yours)  lock        held (flock) while running
-    node.json     while running: pid, API and p2p addresses
+    network.toml  what an invite told: settings (config.py) wallets/  encrypted keys, mode 600
+    node.json     while running: pid, API and p2p addresses lock      held (flock) while running
+    blocked.txt   yours to write: ids of peers to refuse
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class DataDir:
     def key(self) -> Path:
         """The node's secret key."""
         return self.root / "node.key"
+
+    @property
+    def wallets(self) -> Path:
+        """The keystores of the wallets, mode 700; they are the CLI's, the node never reads them."""
+        return self.root / "wallets"
 
     @property
     def token(self) -> Path:

@@ -25,9 +25,11 @@ from blyan_node.chain.genesis import Genesis, load_genesis
 from blyan_node.chain.keys import Key, load_or_create_key, show_address, unused_mark
 from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.replica import Replica
+from blyan_node.chain.restart import check_signatures
 from blyan_node.chain_service import NodeChainService
-from blyan_node.config import NodeConfig
+from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
+from blyan_node.errors import LocalError
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
 from blyan_node.inference.library import Library
@@ -38,6 +40,7 @@ from blyan_node.inference.swarm import SwarmView
 from blyan_node.logs import start_logging
 from blyan_node.model.device import memory_for_layers, pick_device
 from blyan_node.model.shard import configure
+from blyan_node.p2p.blocklist import Blocklist
 from blyan_node.p2p.host import open_host
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
@@ -73,7 +76,7 @@ async def _main(config: NodeConfig) -> None:
             open_host(key.secret, listen=config.listen, announce=config.announce) as network,
         ):
             start_logging(level=config.log_level, form=config.log_format, node=f"…{network.peer_id[-6:]}")
-            genesis = await _unless_signalled(signals, partial(_genesis, config, data, key, network))
+            genesis = await _unless_signalled(signals, partial(choose_genesis, config, data, key, network))
             if genesis is None:
                 return
             with Replica.open(data.chain, genesis) as replica:
@@ -103,7 +106,7 @@ def assemble(
     view = SwarmView()
     relay = Relay(network, replica, key, workers.disk)
     finality = Finality(network, peers, relay, key, workers.disk)
-    submissions = Submissions(network, peers, relay, key, Mempool(replica.genesis.network))
+    submissions = Submissions(network, peers, replica, Mempool(replica.genesis.network), key)
     exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
     library = Library(replica, exchange, view, workers.disk, config.models)
     pipeline = Pipeline(network, peers)
@@ -113,12 +116,12 @@ def assemble(
         key=key,
         network=network,
         peers=peers,
+        blocklist=Blocklist(peers, data.blocked),
         relay=relay,
         finality=finality,
         submissions=submissions,
         author=Author(relay, submissions, key),
         accuser=Accuser(relay, finality, submissions, key.address),
-        chain=NodeChainService(key.address, relay, submissions),
         exchange=exchange,
         view=view,
         library=library,
@@ -152,6 +155,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
     serve_genesis(node.network, node.relay.replica.genesis)
     async with trio.open_nursery() as nursery:
         await nursery.start(Canary().run)
+        await nursery.start(node.blocklist.run)
         await nursery.start(node.relay.run)
         await nursery.start(node.finality.run)
         await nursery.start(node.submissions.run)
@@ -207,23 +211,43 @@ async def _unless_signalled(signals: AsyncIterator[int], work: Callable[[], Awai
     return done[0] if done else None
 
 
-async def _genesis(config: NodeConfig, data: DataDir, key: Key, network: Network) -> Genesis:
-    """The network to be part of: what the configuration names, what was joined before, what a bootstrap peer tells;
-    where nothing says, a private network of one's own.
-    """  # noqa: D205
-    if config.genesis is not None:
-        return load_genesis(config.genesis)
-    if data.genesis.exists():
-        return load_genesis(data.genesis)
-    if config.bootstrap:
+async def choose_genesis(config: NodeConfig, data: DataDir, key: Key, network: Network) -> Genesis:
+    """Find the network to be part of.
+
+    It is what the configuration names, what was joined before, or what a bootstrap peer tells; where nothing says, a
+    private network of one's own. Raises LocalError where that is not the network that an invite named.
+    """
+    expected = None if config.network is None else bytes.fromhex(config.network)
+    if config.genesis is not None or data.genesis.exists():
+        path = config.genesis or data.genesis
+        genesis = load_genesis(path)
+        if expected not in (None, genesis.network):
+            raise LocalError(
+                f"{path} is of network {genesis.network.hex()}, but this node is to join {config.network} "
+                f"(setting network, or {data.root / JOINED}): use the genesis of that network, or another --data-dir"
+            )
+    elif config.bootstrap:
         log.info("asking %d bootstrap addresses which network this is", len(config.bootstrap))
-        genesis = await fetch_genesis(network, config.bootstrap)
-        log.warning("joined network %s (%s): compare this id with who invited you", genesis.name, genesis.network.hex())
+        genesis = await fetch_genesis(network, config.bootstrap, expected=expected)
+        _tell_joined(genesis, invited=expected is not None)
+    elif expected is not None:
+        raise LocalError(f"nobody to ask about network {config.network}: give --bootstrap addresses or its --genesis")
     else:
         now_ms = time.time_ns() // 1_000_000
         genesis = Genesis.make(f"private-{network.peer_id[-6:]}", {key.address: 1}, created_ms=now_ms)
         log.info(
             "started a private network; others join with: --bootstrap %s", " --bootstrap ".join(network.addresses())
         )
-    genesis.save(data.genesis)
+    if not data.genesis.exists():
+        genesis.save(data.genesis)  # so that the next start, and other commands, need not be told
     return genesis
+
+
+def _tell_joined(genesis: Genesis, *, invited: bool) -> None:
+    if invited:
+        log.info("joined network %s (%s), as invited", genesis.name, genesis.network.hex())
+    else:
+        log.warning("joined network %s (%s): compare this id with who invited you", genesis.name, genesis.network.hex())
+    if (restart := genesis.restart) is not None:
+        share = 100 * check_signatures(genesis) / restart.stake
+        log.warning("it restarts network %s: %.1f %% of the old stake has signed that", restart.network.hex(), share)

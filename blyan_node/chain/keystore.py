@@ -88,16 +88,18 @@ def decrypt_key(keystore: object, password: str) -> Key:
 
 
 def save_keystore(path: Path, keystore: dict[str, Any]) -> None:
-    """Write a keystore, mode 600, whole or not at all; never over a file that is there.
+    """Write a keystore with :func:`save_secret`."""
+    save_secret(path, json.dumps(keystore, indent=2) + "\n")
 
-    Raises LocalError.
-    """
+
+def save_secret(path: Path, text: str) -> None:
+    """Write ASCII text, mode 600, whole or not at all; never over a file that is there. Raises LocalError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 600 from the start
         try:
             with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(json.dumps(keystore, indent=2) + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             _link(Path(temporary), path)
@@ -105,7 +107,7 @@ def save_keystore(path: Path, keystore: dict[str, Any]) -> None:
         finally:
             Path(temporary).unlink()
     except OSError as error:
-        raise LocalError(f"cannot write the wallet {path}: {error.strerror or error}") from error
+        raise LocalError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def load_keystore(path: Path) -> object:
@@ -166,7 +168,7 @@ def _link(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)  # unlike rename, fails where something is there
     except FileExistsError as error:
-        raise LocalError(f"there is a wallet in {path} already: move it away first, or choose another name") from error
+        raise LocalError(f"there is a file {path} already: move it away first, or choose another name") from error
 
 
 def _sync_directory(directory: Path) -> None:

@@ -85,7 +85,7 @@ class Mempool:
     """See the module. All methods take the ledger's view of now; its tentative cut is the one to be carried into."""
 
     def __init__(self, network: bytes, *, most_records: int = MOST_RECORDS, most_bytes: int = MOST_BYTES) -> None:
-        self._network, self._most_records, self._most_bytes = network, most_records, most_bytes
+        self.network, self._most_records, self._most_bytes = network, most_records, most_bytes
         self._waiting: dict[bytes, _Waiting] = {}
         self._queues: dict[bytes, _Queue] = {}
         self._worths: dict[bytes, _Worth] = {}
@@ -125,7 +125,7 @@ class Mempool:
         standing = view.standing(record.id)
         if standing is not None and standing.void is None:
             return False
-        check_record(record, self._network)
+        check_record(record, self.network)
         newcomer = _Waiting(record, len(pack(record)), now_ms, not_before)
         self._check_alone(newcomer, view)
         account = view.tentative.account(record.sender)
@@ -317,7 +317,7 @@ class Mempool:
             return {}, 0
         now, sender = view.tentative, records[0].sender
         own = replace(now, k=now.k - 1, accounts={sender: now.account(sender)}, minted=set())
-        folded = fold(own, [Carried(record, b"", NOBODY) for record in records], network=self._network)
+        folded = fold(own, [Carried(record, b"", NOBODY) for record in records], network=self.network)
         return {result.id: result.void for result in folded.results}, folded.state.account(sender).balance
 
     def _rank(self, queue: _Queue) -> None:

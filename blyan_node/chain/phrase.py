@@ -1,4 +1,4 @@
-"""A wallet's backup: twelve words (BIP-39), and the one key that is derived from them (BIP-32 along BIP-44's path).
+"""A wallet's backup: 12 to 24 words (BIP-39), and the one key that is derived from them (BIP-32 along BIP-44's path).
 
 The path is that of the first account of Ethereum wallets, so the words open the same address there.
 """
@@ -23,9 +23,14 @@ PATH = (44 + HARDENED, 60 + HARDENED, 0 + HARDENED, 0, 0)
 LENGTHS = (12, 15, 18, 21, 24)
 
 
-def new_phrase() -> str:
-    """Draw twelve words, 128 bits, from the system's randomness."""
-    return _words().to_mnemonic(secrets.token_bytes(16))
+def new_phrase(words: int = 12) -> str:
+    """Draw a phrase from the system's randomness: twelve words are 128 bits, 24 are 256.
+
+    Raises RequestError for a number of words that BIP-39 does not know.
+    """
+    if words not in LENGTHS:
+        raise RequestError(f"a phrase has 12, 15, 18, 21 or 24 words, not {words}")
+    return _words().to_mnemonic(secrets.token_bytes(words // 3 * 4))
 
 
 def key_of_phrase(phrase: str, passphrase: str = "") -> Key:

@@ -147,6 +147,7 @@ def genesis_state(genesis: Genesis) -> State:
         supply=genesis.supply,
         accounts=accounts,
         bonds=bonds,
+        slashed=set(genesis.restart.barred) if genesis.restart else set(),
         validators=genesis.validators,
         next_validators=genesis.validators,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from blyan_node import __version__
-from blyan_node.cli import chat, model, node, testnet, wallet
+from blyan_node.cli import chain, chat, model, money, network, node, testnet, wallet
 from blyan_node.cli.common import EXIT_CODES, EXIT_INTERRUPTED, fail
 from blyan_node.errors import BlyanError
 
@@ -38,8 +38,19 @@ def _root(
 app.command(epilog="Example: blyan-node start --bootstrap /ip4/10.0.0.1/tcp/4001/p2p/16Uiu2…")(node.start)
 app.command(epilog="Example: blyan-node status --watch")(node.status)
 app.command(epilog='Example: blyan-node chat "What is a block?"')(chat.chat)
+app.command(epilog="Example: blyan-node validators")(chain.validators)
+app.add_typer(chain.app, name="chain")
 app.add_typer(model.app, name="model")
+wallet.app.command(epilog="Example: blyan-node wallet balance savings")(money.balance)
+wallet.app.command(epilog="Example: blyan-node wallet history -n 50")(money.history)
+wallet.app.command(
+    epilog="Example: blyan-node wallet send 0x9858EfFD232B4033E47d90003D41EC34EcaEda94 1.5 --wait final"
+)(money.send)
+wallet.app.command(epilog="Example: blyan-node wallet bond node 100")(money.bond)
+wallet.app.command(epilog="Example: blyan-node wallet unbond node 100")(money.unbond)
+wallet.app.command(epilog="Example: blyan-node wallet faucet 100 --to savings")(money.faucet)
 app.add_typer(wallet.app, name="wallet")
+app.add_typer(network.app, name="network")
 app.add_typer(node.config_app, name="config")
 app.add_typer(testnet.app, name="testnet")
 

@@ -29,6 +29,10 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option("--data-dir", help="The node's data directory [default: by platform, or BLYAN_DATA_DIR]."),
 ]
+PasswordFileOption = Annotated[
+    Path | None,
+    typer.Option("--password-file", help="File with the wallet's password [or BLYAN_WALLET_PASSWORD; else it asks]."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -90,6 +94,18 @@ def human_size(size: int | None) -> str:
     power = min((size.bit_length() - 1) // 10, 3) if size else 0
     number = size / 1024**power
     return f"{number:.{1 if power and number < 100 else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def bly(amount: int | str) -> str:
+    """Nano-BLY, a decimal string where it comes from the API, in BLY."""
+    from blyan_node.chain.money import show_bly
+
+    return show_bly(int(amount))
+
+
+def clean(text: str) -> str:
+    """Text that a stranger wrote, made fit for a terminal: without what moves the cursor or changes colours."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def short(identity: str) -> str:

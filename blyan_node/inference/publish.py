@@ -46,7 +46,10 @@ async def publish_model(
     checkpoint = await disk.run(open_checkpoint, path)
     units = checkpoint.spec.units
     added: list[BlobRef] = []
-    async with submissions.publishing:  # imports take turns, so what one throws away is not what another means to publish
+    named: set[BlobRef] = set()  # by records on their way to the chain
+    async with (
+        submissions.publishing
+    ):  # imports take turns, so what one throws away is not what another means to publish
         try:
             added.append(await disk.run(blobs.add, [checkpoint.tokenizer]))
             for index, unit in enumerate(units):
@@ -56,13 +59,17 @@ async def publish_model(
             tokenizer, *refs = added
             manifest = Manifest(name, checkpoint.spec.to_json(), units, tokenizer)
             known = _published(replica, key, manifest, refs)
+            named.add(tokenizer)
             model = known.id if known else (await submissions.originate(manifest)).id
-            missing = [Layer(model, unit, ref) for unit, ref in enumerate(refs) if not known or unit not in known.layers]
+            missing = [
+                Layer(model, unit, ref) for unit, ref in enumerate(refs) if not known or unit not in known.layers
+            ]
             for start in range(0, len(missing), AT_ONCE):
-                sent = [(await submissions.originate(layer)).id for layer in missing[start : start + AT_ONCE]]
-                await submissions.carried(sent)
+                batch = missing[start : start + AT_ONCE]
+                named.update(layer.blob for layer in batch)
+                await submissions.carried([(await submissions.originate(layer)).id for layer in batch])
         finally:
-            unnamed = set(added) - replica.catalog().blobs()
+            unnamed = set(added) - named - replica.catalog().blobs()
             with trio.CancelScope(shield=True):
                 for ref in unnamed:
                     await disk.run(blobs.remove, ref)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from blyan_node.chain.cut import Certificate, Cut
 from blyan_node.chain.effects import MAX_MESSAGE
+from blyan_node.chain.records import MAX_ARGUMENTS, Record
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import Bound, Size, exactly
 from blyan_node.p2p.rpc import Method
@@ -20,6 +21,7 @@ MAX_PAGE = 1024 * 1024
 MAX_BLOCKS = 4096
 MAX_CUTS = 256
 CHUNK = 1024 * 1024
+MAX_REASON = 512
 MAX_PROOF = 40  # a Merkle path of 2**40 chunks
 
 
@@ -127,9 +129,24 @@ class Chunk:
     proof: Annotated[tuple[Id, ...], Size(MAX_PROOF)]
 
 
+@dataclass(frozen=True)
+class Submit:
+    """Ask a validator to carry a record into a block."""
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The record waits to be carried, or why it never will: ``reason`` is for whoever signed it."""
+
+    reason: Annotated[str, Size(MAX_REASON)] | None
+
+
 STATUS = Method("/blyan/status/1", Status, Status, max_request=20_000, max_response=20_000, timeout=10)
 GET_BLOCKS = Method("/blyan/blocks/1", GetBlocks, Blocks, max_request=10_000, max_response=2 * MAX_PAGE, timeout=30)
 GET_CUTS = Method("/blyan/cuts/1", GetCuts, Cuts, max_request=16, max_response=2 * MAX_PAGE, timeout=30)
 GET_SINCE = Method("/blyan/since/1", GetSince, Since, max_request=100, max_response=2 * MAX_PAGE, timeout=30)
 TELL = Method("/blyan/consensus/1", Tell, Told, max_request=MAX_MESSAGE + 8, max_response=8, timeout=10)
 GET_CHUNK = Method("/blyan/chunk/1", GetChunk, Chunk, max_request=100, max_response=CHUNK + 2048, timeout=60)
+SUBMIT = Method("/blyan/submit/1", Submit, Submitted, max_request=MAX_ARGUMENTS + 1024, max_response=1024, timeout=10)

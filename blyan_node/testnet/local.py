@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,8 +23,11 @@ from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import load_or_create_key
 from blyan_node.datadir import DataDir, Running, explained, write_whole
 from blyan_node.errors import BlyanError, ConfigError, LocalError
+from blyan_node.p2p.identity import peer_id_of
 
-STAKE = 1_000_000_000
+STAKE = 1000 * 10**9
+BALANCE = 1000 * 10**9
+"""Nano-BLY, of each node."""
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.1
@@ -149,6 +152,27 @@ class Testnet:
         self._spawn(node, tuple(address for running in others if running for address in running.p2p))
         self._wait_up(node)
 
+    def partition(self, *sides: Iterable[int]) -> None:
+        """Cut all connections between the sides, within a second; nodes on no side are on one of the rest.
+
+        Raises ConfigError for a node that does not exist, or that is on two sides.
+        """
+        named = [index for side in sides for index in side]
+        if wrong := sorted({index for index in named if named.count(index) > 1 or index not in range(len(self.nodes))}):
+            raise ConfigError(f"node {wrong[0]} cannot be put on a side: nodes are 0 to {len(self.nodes) - 1}, each once")
+        side_of = {index: number for number, side in enumerate(sides, 1) for index in side}
+        peers = [peer_id_of(load_or_create_key(node.directory.key).public) for node in self.nodes]
+        for node in self.nodes:
+            here = side_of.get(node.index, 0)
+            others = [peer for index, peer in enumerate(peers) if side_of.get(index, 0) != here]
+            write_whole(node.directory.blocked, "".join(f"{peer}\n" for peer in others))
+
+    def heal(self) -> None:
+        """End a partition; nodes find each other again within seconds."""
+        for node in self.nodes:
+            with explained(node.directory.blocked):
+                node.directory.blocked.unlink(missing_ok=True)
+
     def stop(self) -> list[int]:
         """Stop all daemons: SIGTERM, and SIGKILL after 10 s. Returns the numbers of those that had to be killed."""
         running = [node for node in self.nodes if node.directory.holder() is not None]
@@ -204,7 +228,7 @@ class Testnet:
         }
 
     def _prepare(self) -> None:
-        """Make directories, keys and the genesis, which bonds all of them; keep those of an earlier start."""
+        """Make directories, keys and the genesis, which bonds and pays all of them; keep those of an earlier start."""
         with explained(self.root):
             keys = []
             for node in self.nodes:
@@ -217,7 +241,9 @@ class Testnet:
         genesis = self.root / "genesis.toml"
         if not genesis.exists():
             stakes = {key.address: STAKE for key in keys}
-            Genesis.make("testnet", stakes, created_ms=time.time_ns() // 1_000_000).save(genesis)
+            balances = {key.address: BALANCE for key in keys}
+            created_ms = time.time_ns() // 1_000_000
+            Genesis.make("testnet", stakes, created_ms=created_ms, balances=balances).save(genesis)
         elif (known := _read_state(self.root)) != len(self.nodes):
             raise ConfigError(
                 f"{self.root} holds a net of {known} nodes, not {len(self.nodes)}; use -n {known} or another --dir"

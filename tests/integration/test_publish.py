@@ -10,12 +10,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from blyan_node.errors import ConfigError, DiskFull, RequestError
+from blyan_node.chain.records import Arguments, Record
+from blyan_node.errors import DiskFull, RequestError, Unreachable
 from blyan_node.inference.generation import Generate, Sampling
 from tests.support.models import tiny_checkpoint
 from tests.support.swarm_net import Member, ask, open_swarm, publish, until
 
-BLOCKS = 1 + 6
+RECORDS = 1 + 6
 
 
 @asynccontextmanager
@@ -26,38 +27,42 @@ async def lone_node(folder: Path) -> AsyncIterator[tuple[Member, Path]]:
 
 
 def count(node: Member) -> int:
-    return node.service.relay.replica.count()
+    """The records that the node brought to the chain."""
+    return node.service.relay.replica.view().tentative.account(node.service.key.address).nonce
 
 
 async def test_what_is_published_is_not_published_again(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with lone_node(tmp_path) as (node, checkpoint):
         await publish(node, checkpoint)
         await publish(node, checkpoint)
-        assert count(node) == BLOCKS
+        assert count(node) == RECORDS
         await publish(node, checkpoint, "by another name")
-        assert count(node) == 2 * BLOCKS
+        assert count(node) == 2 * RECORDS
         assert [model.name for model in node.service.library.models()] == ["tiny", "by another name"]
 
 
 async def test_an_interrupted_import_is_completed_by_the_next(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with lone_node(tmp_path) as (node, checkpoint):
-        real = node.service.relay.publish
+        real, sent = node.service.submissions.originate, 0
         with trio.CancelScope() as scope:
 
-            async def some(*args: object, **settings: object) -> object:
-                if count(node) == 3:
+            async def some(arguments: Arguments) -> Record:
+                nonlocal sent
+                if sent == 3:
                     scope.cancel()
                     await trio.lowlevel.checkpoint()
-                return await real(*args, **settings)  # type: ignore[arg-type]
+                sent += 1
+                return await real(arguments)
 
-            node.service.relay.publish = some  # type: ignore[assignment, method-assign]
+            node.service.submissions.originate = some  # type: ignore[method-assign]
             await publish(node, checkpoint)
-        node.service.relay.publish = real  # type: ignore[method-assign]
+        node.service.submissions.originate = real  # type: ignore[method-assign]
         assert scope.cancelled_caught
+        await until(lambda: count(node) == 3)  # what was sent before is carried all the same
         assert node.service.library.models() == ()
         assert [model.complete for model in node.service.status().models] == [False]
         await publish(node, checkpoint)
-        assert count(node) == BLOCKS
+        assert count(node) == RECORDS
         await until(lambda: node.service.ready() is None)
 
 
@@ -110,13 +115,17 @@ async def test_a_newer_model_of_the_same_name_waits_until_it_is_served(
         await ask(node, Generate("the sea", max_tokens=2, sampling=Sampling(temperature=0)))
 
 
-async def test_who_may_not_write_is_told_before_the_work(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_who_has_no_stake_hands_the_records_to_a_validator(tmp_path: Path, autojump_clock: MockClock) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
     async with open_swarm(tmp_path, bonded=1) as swarm:
         stranger = await swarm.start(5)
-        with pytest.raises(ConfigError, match="not bonded"):
+        with pytest.raises(Unreachable, match="no validator can be reached"):
             await publish(stranger, checkpoint)
-        assert stranger.service.exchange.blobs.refs() == ()
+        validator = await swarm.start(0, bootstrap=stranger)
+        await publish(stranger, checkpoint)
+        assert count(stranger) == RECORDS
+        await until(lambda: validator.service.relay.replica.final.k > 0 and validator.service.ready() is None)
+        assert [model.owner for model in validator.service.library.models()] == [stranger.service.key.address]
 
 
 async def test_names_are_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -40,6 +40,34 @@ def test_the_environment_names_the_file(tmp_path: Path) -> None:
     assert load_config({}, {"BLYAN_CONFIG": str(file)}).config.bootstrap == (PEER,)
 
 
+def test_what_was_joined_gives_way_to_all_else(tmp_path: Path) -> None:
+    other = PEER.replace("10.0.0.1", "10.0.0.2")
+    joined = tmp_path / "network.toml"
+    joined.write_text(f'network = "{"a1" * 32}"\nbootstrap = ["{PEER}"]\ncheckpoint = "12:{"b2" * 32}"\n')
+    at = {"data_dir": str(tmp_path)}
+    loaded = load_config(at, {})
+    assert (loaded.config.network, loaded.config.bootstrap) == ("a1" * 32, (PEER,))
+    assert loaded.config.checkpoint == f"12:{'b2' * 32}"
+    assert loaded.sources["bootstrap"] == str(joined)
+    assert load_config(at, {"BLYAN_BOOTSTRAP": other}).config.bootstrap == (other,)
+    assert load_config({}, {"BLYAN_DATA_DIR": str(tmp_path)}).config.bootstrap == (PEER,)
+    assert load_config({**at, "bootstrap": [other]}, {}).sources["bootstrap"] == "flag"
+    file = tmp_path / "node.toml"
+    file.write_text(f'bootstrap = ["{other}"]\n')
+    assert load_config(at, {}, file).config.bootstrap == (other,)
+    assert load_config({"data_dir": str(joined)}, {}).config.bootstrap == ()  # not a directory: start says so
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [('network = "a1"', "id of a network"), ('checkpoint = "12"', "a final cut"), ("x = 1", "unknown setting x")],
+)
+def test_a_damaged_file_of_the_joined_network_is_named(tmp_path: Path, toml: str, told: str) -> None:
+    (tmp_path / "network.toml").write_text(toml)
+    with pytest.raises(ConfigError, match=rf"network\.toml.*{told}|{told}.*network\.toml"):
+        load_config({"data_dir": str(tmp_path)}, {})
+
+
 def test_forms() -> None:
     environ = {
         "BLYAN_ENV": "test",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mnemonic import Mnemonic
 
 from blyan_node.chain.keys import show_address
-from blyan_node.chain.phrase import HARDENED, derive, key_of_phrase, new_phrase
+from blyan_node.chain.phrase import HARDENED, LENGTHS, derive, key_of_phrase, new_phrase
 from blyan_node.errors import RequestError
 
 ABANDON = "abandon " * 11 + "about"
@@ -81,6 +81,14 @@ def test_a_new_phrase_is_twelve_words_and_differs_each_time():
     one, two = new_phrase(), new_phrase()
     assert len(one.split()) == len(two.split()) == 12
     assert key_of_phrase(one).address != key_of_phrase(two).address
+
+
+def test_a_phrase_is_as_long_as_asked_for():
+    for words in LENGTHS:
+        assert len((phrase := new_phrase(words)).split()) == words
+        assert key_of_phrase(phrase)
+    with pytest.raises(RequestError, match="not 13"):
+        new_phrase(13)
 
 
 @pytest.mark.parametrize(

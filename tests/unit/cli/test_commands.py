@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,35 +14,9 @@ import trio
 
 from blyan_node.chain.keys import load_or_create_key
 from blyan_node.cli.common import human_size, short, spans
-from blyan_node.datadir import Running, open_data_dir
 from blyan_node.errors import BlyanError, CheckpointError, GenerationFailed, ModelUnavailable
-from tests.support.api import TOKEN, Served, served
+from tests.support.commands import environment, node_in, run
 from tests.support.service import ScriptedService
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("BLYAN_")} | more
-
-
-async def run(*arguments: str, data_dir: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return await trio.run_process(
-        [sys.executable, "-m", "blyan_node", *arguments],
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-        stdin=stdin,
-        env=environment(BLYAN_DATA_DIR=str(data_dir)),
-    )
-
-
-@asynccontextmanager
-async def node_in(tmp_path: Path, service: ScriptedService | None = None) -> AsyncIterator[Served]:
-    async with served(service) as api:
-        with open_data_dir(tmp_path) as data:
-            data.token.write_text(TOKEN)
-            data.token.chmod(0o600)
-            data.publish(Running(os.getpid(), "16Uiu2alice", api.url, ()))
-            yield api
 
 
 def test_help_is_quick_and_light() -> None:
@@ -83,7 +54,24 @@ except SystemExit:
         "chat",
         "model import",
         "model list",
+        "chain log",
+        "chain show",
+        "validators",
+        "wallet new",
         "wallet show",
+        "network new",
+        "network join",
+        "network show",
+        "network restart",
+        "network sign",
+        "wallet import",
+        "wallet export",
+        "wallet balance",
+        "wallet history",
+        "wallet send",
+        "wallet bond",
+        "wallet unbond",
+        "wallet faucet",
         "config show",
         "testnet up",
         "testnet status",
