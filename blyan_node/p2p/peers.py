@@ -209,7 +209,7 @@ class Peers:
 
     def _put_off(self, entry: _Entry) -> float:
         """Make it the peer's turn in so many seconds: the more, the more often it failed."""
-        delay = min(FIRST_DELAY * 2 ** max(0, entry.failures - 1), LAST_DELAY) * self._random.uniform(0.5, 1.5)
+        delay: float = min(FIRST_DELAY * 2 ** max(0, entry.failures - 1), LAST_DELAY) * self._random.uniform(0.5, 1.5)
         entry.next_try = trio.current_time() + delay
         return delay
 

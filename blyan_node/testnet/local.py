@@ -159,7 +159,9 @@ class Testnet:
         """
         named = [index for side in sides for index in side]
         if wrong := sorted({index for index in named if named.count(index) > 1 or index not in range(len(self.nodes))}):
-            raise ConfigError(f"node {wrong[0]} cannot be put on a side: nodes are 0 to {len(self.nodes) - 1}, each once")
+            raise ConfigError(
+                f"node {wrong[0]} cannot be put on a side: nodes are 0 to {len(self.nodes) - 1}, each once"
+            )
         side_of = {index: number for number, side in enumerate(sides, 1) for index in side}
         peers = [peer_id_of(load_or_create_key(node.directory.key).public) for node in self.nodes]
         for node in self.nodes:

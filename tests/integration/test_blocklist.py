@@ -37,9 +37,7 @@ def block(path: Path, *networks: Network) -> None:
     path.write_text("".join(f"{network.peer_id}\n" for network in networks))
 
 
-async def test_a_file_splits_a_net_and_heals_it(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
-) -> None:
+async def test_a_file_splits_a_net_and_heals_it(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
     """However long the split has lasted: who is blocked is neither dialled nor forgotten."""
     async with network_group(4, shape="none") as group, AsyncExitStack() as stack:
         files = [tmp_path / str(index) for index in range(4)]
