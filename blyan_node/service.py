@@ -25,6 +25,7 @@ from blyan_node.inference.publish import publish_model
 from blyan_node.inference.session import Entry
 from blyan_node.inference.stage import Stage
 from blyan_node.inference.swarm import Seen, SwarmView
+from blyan_node.p2p.blocklist import Blocklist
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
 from blyan_node.relay.accuser import Accuser
@@ -45,6 +46,7 @@ class NodeService:
     key: Key
     network: Network
     peers: Peers
+    blocklist: Blocklist
     relay: Relay
     finality: Finality
     submissions: Submissions
