@@ -74,8 +74,8 @@ class Finals:
         self._store, self._genesis = store, genesis
         self._anchors: OrderedDict[int, tuple[bytes, frozenset[bytes]]] = OrderedDict()
         state = genesis_state(genesis)
-        self._rows = frozenset(state.rows())
-        self.last = FinalCut(0, genesis.network, (genesis.network,), state, root_of(sorted(self._rows)))
+        self._rows: frozenset[bytes] = frozenset()  # in the database, which begins with the first cut
+        self.last = FinalCut(0, genesis.network, (genesis.network,), state, state.root())
         for key in islice(store.keys(Prefix.CUT.key(), reverse=True), 1):
             self.last = self._read_last(int.from_bytes(key[1:]))
 

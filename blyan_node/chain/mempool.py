@@ -236,11 +236,11 @@ class Mempool:
         best = [_bid(head) for head in self._heads(view, now_ms) if chain_of(head.record.kind) == chain]
         heapify(best)
         while best and len(picked) < most_records:
-            _, id, sender = heappop(best)
+            sender = heappop(best)[-1]
             if sender not in runs:
                 runs[sender] = deque(self._run(sender, view, chain, now_ms))
             run = runs[sender]
-            if run and run[0].record.id == id and run[0].size <= room:
+            if run and run[0].size <= room:
                 taken = run.popleft()
                 picked.append(taken.record)
                 room -= taken.size
@@ -309,8 +309,8 @@ class Mempool:
     def _outlook(self, queue: _Queue, view: View) -> tuple[dict[bytes, Void | None], int]:
         """Return by id what would become of a sender's records in the next cut, and its balance behind them.
 
-        They are folded, in order, behind what is in the DAG, on a state in which nobody else has an account: money
-        that others have not sent yet is not counted on.
+        They are folded, in order and alone, behind what is in the DAG: money that others have not sent yet is not
+        counted on. What cannot matter is left out of the state, which has to be copied.
         """
         records = [waiting.record for _, waiting in sorted(queue.waiting.items())]
         if not records:

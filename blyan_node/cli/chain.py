@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
-from fractions import Fraction
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -185,6 +183,8 @@ def _title(cut: dict[str, Any]) -> str:
 
 def _share(cut: dict[str, Any]) -> str:
     """The part of the stake that signed: exact where it is a simple fraction."""
+    from fractions import Fraction
+
     part = Fraction(int(cut["stake_nano"]), int(cut["total_nano"]))
     if part == 1:
         return "all stake"
@@ -266,6 +266,8 @@ def _show_block(block: dict[str, Any]) -> None:
 
 def _when(ms: int) -> str:
     """A time, as far as calendars go: an author may write any."""
+    from datetime import UTC, datetime
+
     try:
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
     except (OverflowError, ValueError):

@@ -89,9 +89,7 @@ class Payer:
         from blyan_node.chain.keys import show_address
         from blyan_node.chain.records import make_record
 
-        holding = self.client.balance(show_address(self.key.address))
-        # Behind the records that wait in the node's mempool, where it tells; else behind those in the DAG.
-        nonce = int(holding.get("next_nonce", holding["tentative"]["nonce"]))
+        nonce = self.client.balance(show_address(self.key.address))["next_nonce"]
         expires_at_cut = int(self.network["final"]["k"]) + self.terms.expires
 
         def signed(fee: int) -> Record:

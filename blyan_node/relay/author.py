@@ -17,7 +17,7 @@ from blyan_node.relay.records import Submissions, now_ms
 
 log = logging.getLogger(__name__)
 
-GATHER = 0.05  # seconds in which blocks of others are gathered, so that one acknowledgement answers them all
+GATHER = 0.05  # seconds in which records, or blocks to acknowledge, are gathered, so that one block does for them all
 LOOK_AGAIN = 1.0  # seconds after which to look even though nothing was told: records that are held back fall due
 ACKNOWLEDGEMENT = "ack"
 
@@ -76,6 +76,7 @@ class Author:
             block = await self._relay.write(records, chain=chain, type=kind)
             log.debug("%s wrote %s: %d records", show_address(self._key.address), block.id.hex(), len(records))
             self._submissions.mempool.prune(self._replica.view())
+            await trio.sleep(GATHER)  # what comes meanwhile shares the next block
 
     def _to_carry(self) -> tuple[str, tuple[Record, ...]]:
         mempool, view = self._submissions.mempool, self._replica.view()

@@ -25,7 +25,6 @@ from blyan_node.chain.view import View
 from blyan_node.codec import pack
 from blyan_node.errors import (
     BlyanError,
-    CodecError,
     Overloaded,
     PeerError,
     Refused,
@@ -86,6 +85,7 @@ class _Round:
         self.running = min(copies, len(carriers))
         self.asked = asked
         self.accepted = 0
+        self.busy = ""  # why a carrier that is there does not answer the question now
         self.reasons: list[str] = []
         self.changed = Pulse()
 
@@ -109,7 +109,7 @@ class Submissions:
         self.publishing = trio.Lock()
         """To be held by whoever publishes records that need each other, from the look at what is there to the last."""
         self.changed = Pulse()
-        self._buckets = Buckets(RATE, BURST)
+        self._taken, self._sent = Buckets(RATE, BURST), Buckets(RATE / 2, BURST // 2)  # well within what others take
         self._trails: dict[bytes, _Trail] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -127,8 +127,9 @@ class Submissions:
     async def submit(self, record: Record) -> None:
         """Let a record be carried. When this returns, at least one validator keeps it.
 
-        Raises RequestError with the reason where it is refused, here or by the carriers, and Unreachable where none
-        of them can be reached: then nothing of it stays here, and it may be sent again.
+        Raises RequestError with the reason where it is refused, here or by the carriers, Unreachable where none of
+        them can be reached, Overloaded where those that can take nothing now: then nothing of it stays here, and it may
+        be sent again.
         """
         view = self._ledger.view()
         try:
@@ -159,6 +160,8 @@ class Submissions:
             return
         if under_way.reasons:
             raise RequestError(under_way.reasons[0], param="record")
+        if under_way.busy:
+            raise Overloaded(f"no validator takes records from here now ({under_way.busy}); try again later")
         raise Unreachable(
             f"no validator can be reached: of {len(rank_carriers(record.sender, state))} this node knows where "
             f"{len(carriers)} are, and none of these answered; check the node's connection and --bootstrap"
@@ -194,6 +197,9 @@ class Submissions:
         """Offer a record to one carrier after the other until one answers."""
         while under_way.left:
             peer = under_way.left.popleft()
+            if not self._sent.admit(peer, trio.current_time()):
+                under_way.busy = "too many were sent there of late"
+                continue
             under_way.asked.add(peer)
             try:
                 with trio.fail_after(OFFER):
@@ -203,6 +209,8 @@ class Submissions:
                 log.info("record %s: %s is slow", record.id.hex()[:16], peer)
                 continue
             except PeerError as error:
+                if isinstance(error, Refused):
+                    under_way.busy = _printable(str(error))
                 log.info("record %s: %s did not take it: %s", record.id.hex()[:16], peer, error)
                 continue
             if answer.reason is None:
@@ -252,7 +260,7 @@ class Submissions:
 
     async def _on_submit(self, peer: PeerId, request: Submit) -> Submitted:
         await trio.lowlevel.checkpoint()
-        if not self._buckets.admit(peer, trio.current_time()):
+        if not self._taken.admit(peer, trio.current_time()):
             self._network.penalise(peer, FLOOD, "too many records at once")
             raise Refused("too many records at once; send them more slowly")
         view, record = self._ledger.view(), request.record
@@ -287,7 +295,7 @@ class Submissions:
                 due.append((record, trail))
         due.sort(key=lambda each: each[0].nonce)  # a sender's records in their order
         for record, trail in due[:AGAIN_AT_ONCE]:
-            log.warning("record %s is in no block yet: handing it out again", record.id.hex()[:16])
+            log.info("record %s is in no block yet: handing it out again", record.id.hex()[:16])
             carriers = self._carriers(record.sender, view.final)
             others = [peer for peer in carriers if peer not in trail.asked]
             if not others:
@@ -313,7 +321,7 @@ def _address_of_peer(peer: PeerId) -> bytes | None:
     """Return the address of a peer's key; None where its id is not of such a key."""
     try:
         return address_of(public_key_of(peer))
-    except (CodecError, RuleError):
+    except RuleError:
         return None
 
 

@@ -16,7 +16,7 @@ from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.records import Faucet, Record, Transfer, make_record, sign_record
 from blyan_node.chain.state import State, genesis_state
 from blyan_node.chain.view import View
-from blyan_node.errors import PeerError, Refused, RequestError, Unreachable
+from blyan_node.errors import Overloaded, PeerError, Refused, RequestError, Unreachable
 from blyan_node.p2p import rpc
 from blyan_node.p2p.memory import MemoryHub
 from blyan_node.p2p.peers import Peers
@@ -114,10 +114,18 @@ async def hand_in(source: Network, target: Node, record: Record) -> Submitted:
 async def test_a_node_without_a_bond_hands_its_record_to_the_first_carriers(autojump_clock: MockClock) -> None:
     async with net(7, bonded=6) as nodes:
         user, record = nodes[6], pay()
-        await user.submit(record)
         carriers = nodes.ranked(ALICE)[:COPIES]
+        beats = [node.submissions.changed.count for node in carriers]
+        await user.submit(record)
         await eventually(lambda: nodes.holders(record) == {6, *(node.number for node in carriers)})
-        assert user.pick() == (record,), "which says nothing: it may not write"
+        assert [node.submissions.changed.count for node in carriers] == [count + 1 for count in beats]
+
+
+async def test_senders_differ_in_their_carriers(autojump_clock: MockClock) -> None:
+    async with net(5, bonded=4) as nodes:
+        orders = {tuple(node.number for node in nodes.ranked(user)) for user in USERS}
+        assert len(orders) > 1
+        assert {frozenset(order) for order in orders} == {frozenset(range(4))}
 
 
 async def test_all_records_of_a_sender_go_to_the_same_carriers(autojump_clock: MockClock) -> None:
@@ -257,9 +265,9 @@ async def test_carriers_that_are_known_but_no_neighbours_are_dialled(autojump_cl
 async def test_dead_carriers_are_passed_over(autojump_clock: MockClock) -> None:
     async with net(7, bonded=6) as nodes:
         *dead, last = nodes.ranked(ALICE)
-        for node in dead[:2]:
+        for node in dead[:4]:
             nodes.hub.stall(node.network.peer_id)
-        for node in dead[2:]:
+        for node in dead[4:]:
             nodes.kill(node)
         await nodes[6].submit(pay())
         assert nodes.holders(pay()) == {6, last.number}
@@ -280,6 +288,24 @@ async def test_a_lost_record_is_handed_to_other_carriers(autojump_clock: MockClo
         nodes.books.carry(record)
         await trio.sleep(2)
         assert nodes.holders(record) <= {node.number for node in carriers[:COPIES]}, "the dead know nothing of it"
+
+
+async def test_carriers_that_keep_a_record_to_themselves_are_not_all_there_are(autojump_clock: MockClock) -> None:
+    async with net(8, bonded=7) as nodes:
+        record, carriers = pay(), nodes.ranked(ALICE)
+        await nodes[7].submit(record)
+        for asked in (2 * COPIES, 2 * COPIES, 7):
+            await trio.sleep(LOST_AFTER + 2)
+            assert nodes.holders(record) == {7, *(node.number for node in carriers[:asked])}
+
+
+async def test_what_is_in_a_block_is_not_lost(autojump_clock: MockClock) -> None:
+    async with net(8, bonded=7) as nodes:
+        early = pay(nonce=1)
+        await nodes[7].submit(early)
+        nodes.books.carry(early)
+        await trio.sleep(3 * LOST_AFTER)
+        assert len(nodes.holders(early)) == 1 + COPIES, "it waits for its predecessor, and so do its carriers"
 
 
 async def test_what_expires_is_handed_out_no_more(autojump_clock: MockClock) -> None:
@@ -353,3 +379,26 @@ async def test_a_steady_stream_is_no_flood(autojump_clock: MockClock) -> None:
             await hand_in(nodes[1].network, nodes[0], make_record(key, NETWORK, Faucet(key.address, 1), nonce=0))
             await trio.sleep(0.02)
         assert len(nodes[0].submissions.mempool) == 2 * BURST
+
+
+async def test_a_node_with_a_flood_of_users_stays_in_good_standing(autojump_clock: MockClock) -> None:
+    async with net(2, bonded=1) as nodes:
+        outcomes: list[str] = []
+
+        async def use(number: int) -> None:
+            key = Key((number + 1).to_bytes(32))
+            try:
+                await nodes[1].submit(make_record(key, NETWORK, Faucet(key.address, 1), nonce=0))
+                outcomes.append("taken")
+            except Overloaded:
+                outcomes.append("overloaded")
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2 * BURST):
+                nursery.start_soon(use, number)
+        assert set(outcomes) == {"taken", "overloaded"}
+        assert len(nodes[1].submissions.mempool) == outcomes.count("taken")
+        assert nodes[0].network.peer_id in nodes[1].network.neighbours()
+        await trio.sleep(60)
+        await use(0)
+        assert outcomes[-1] == "taken"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blyan_node.api.chain_service import NetworkInfo
+from blyan_node.api.chain_service import Holdings, NetworkInfo
 from blyan_node.chain.genesis import DEVNET, Genesis
 from blyan_node.chain.keys import Key
 from blyan_node.chain.ledger import Result, fold
@@ -51,6 +51,12 @@ class LedgerNode(ScriptedChain):
         self.view = View(self.view.final, pending, self.results.get)
         if self.decides:
             self.decide()
+
+    def holdings(self, address: bytes) -> Holdings:
+        """What waits, where nothing is carried, counts for the next nonce."""
+        holdings = super().holdings(address)
+        waiting = [] if self.carries else [record for record in self.submitted if record.sender == address]
+        return replace(holdings, next_nonce=holdings.next_nonce + len(waiting))
 
     def decide(self) -> None:
         """Make all that is carried final."""

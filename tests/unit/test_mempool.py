@@ -181,6 +181,14 @@ def test_a_sender_has_no_more_than_so_many_records():
     assert len(pool) == MOST_OF_A_SENDER
 
 
+def test_records_that_took_effect_since_do_not_count():
+    pool = Pool()
+    pool.put(*(pay(nonce=nonce) for nonce in range(MOST_OF_A_SENDER)))
+    pool.books.carry(pay(), pay(nonce=1))
+    assert pool.put(pay(nonce=MOST_OF_A_SENDER + 1))
+    assert len(pool) == MOST_OF_A_SENDER - 1
+
+
 # Replacement
 
 
@@ -195,6 +203,14 @@ def test_a_better_fee_replaces_a_waiting_record():
     assert pool.take() == (better,)
     assert len(pool) == 1
     assert pool.size == len(pack(better))
+
+
+def test_ten_per_cent_are_rounded_up():
+    pool = Pool()
+    pool.put(pay(fee=101))
+    with pytest.raises(RequestError, match="offer a fee of 112 nano-BLY"):
+        pool.put(pay(to=CAROL, fee=111))
+    assert pool.put(pay(to=CAROL, fee=112))
 
 
 def test_a_record_without_fee_is_replaced_for_one_nano():
@@ -268,8 +284,16 @@ def test_a_block_is_never_too_large():
     records = pool.take()
     assert len(records) == MAX_RECORDS
     assert len(encode_body(records)) <= MAX_BODY
-    few = pool.take(most_bytes=1000)
-    assert 0 < len(encode_body(few)) <= 1000
+
+
+def test_the_bytes_of_a_block_are_those_of_its_body():
+    pool = Pool()
+    pool.put(pay(), pay(BOB), pay(CAROL))
+    size = len(pack(pay()))
+    for most in range(size + 5, 4 * size):
+        taken = pool.take(most_bytes=most)
+        assert len(encode_body(taken)) <= most
+        assert len(taken) >= min(3, (most - 5) // size)
 
 
 def test_records_go_to_their_chains_the_longest_waiting_first():
@@ -421,6 +445,31 @@ def test_a_replacement_takes_its_rivals_place():
     pool.put(pay(fee=10), pay(BOB, fee=5))
     assert pool.put(pay(to=CAROL, fee=11))
     assert {record.fee for record in pool.records()} == {5, 11}
+
+
+def test_a_replacement_that_is_larger_makes_room_for_the_difference():
+    small, large = pay(fee=1), make_record(ALICE, NETWORK, double_vote(VALIDATORS[0]), nonce=0, fee=900)
+    pool = Pool(most_bytes=len(pack(large)) + len(pack(small)))
+    pool.put(small, pay(BOB, fee=2), pay(CAROL, fee=3))
+    assert pool.put(large)
+    assert {record.fee for record in pool.records()} == {900, 3}
+
+
+def test_a_record_whose_predecessor_came_by_another_way_is_as_good_as_any():
+    pool = Pool(most_records=2)
+    pool.put(pay(nonce=1, fee=5), pay(BOB, fee=1))
+    pool.books.carry(pay())
+    pool.prune(pool.books.view())
+    pool.put(pay(CAROL, fee=3))
+    assert {record.fee for record in pool.records()} == {5, 3}
+
+
+def test_a_record_whose_predecessor_was_dropped_goes_first():
+    pool = Pool(most_records=2)
+    pool.put(pay(fee=9), pay(nonce=1, fee=9))
+    pool.drop(pay(fee=9).id)
+    pool.put(pay(BOB, fee=1), pay(CAROL, fee=1))
+    assert {record.fee for record in pool.records()} == {1}
 
 
 def test_one_record_larger_than_all_the_rest_finds_room():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from blyan_node.chain.block import CHAINS, encode_body
-from blyan_node.chain.mempool import MOST_OF_A_SENDER, Mempool, chain_of
+from blyan_node.chain.mempool import MOST_OF_A_SENDER, TOO_EARLY, Mempool, chain_of
 from blyan_node.chain.records import BlobRef, Bond, Faucet, Layer, Transfer, Unbond, make_record
 from blyan_node.codec import MAX_INT, pack
 from blyan_node.errors import RequestError
@@ -116,22 +116,24 @@ class Waiting(RuleBasedStateMachine):
         self.books.carry(*picked)
         after = self.books.view()
         for record in picked:
-            if record.kind != "faucet":
-                assert after.standing(record.id).void is None or self._depends_on_a_faucet(after, record)
+            assert after.standing(record.id).void is None or self._is_unlucky(record)
         self.pool.prune(after)
+
+    def _in_blocks(self, sender):
+        return [record for item in self.books.items for record in item.records if record.sender == sender]
 
     def _comes_early(self, view, sender, nonce):
         """Whether a block carries the record of this nonce already, too early."""
-        return any(
-            record.sender == sender and record.nonce == nonce and view.is_pending(record.id)
-            for item in self.books.items
-            for record in item.records
-        )
+        placed = (record for record in self._in_blocks(sender) if record.nonce == nonce)
+        return any(view.standing(record.id) == TOO_EARLY for record in placed)
 
-    def _depends_on_a_faucet(self, view, record):
-        """What the faucet gives in a cut is shared by all: the one thing that a sender's own records do not tell."""
-        kinds = {each.kind for item in self.books.items for each in item.records if each.sender == record.sender}
-        return "faucet" in kinds
+    def _is_unlucky(self, record):
+        """Whether it may be void though the sender's waiting records did not tell: another validator carries a rival
+        of it or of one before it, or the faucet, which all share in a cut, has given enough.
+        """
+        others = [each for each in self._in_blocks(record.sender) if each.nonce <= record.nonce]
+        slots = [each.nonce for each in {each.id: each for each in others}.values()]
+        return len(set(slots)) < len(slots) or "faucet" in {each.kind for each in others}
 
     @rule()
     def close(self):
