@@ -108,7 +108,7 @@ async def stock_net(count: int, arrivals: Any, _folder: Path) -> AsyncIterator[l
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         nodes = []
-        for number in range(count):
+        for _ in range(count):
             host = new_host(create_new_key_pair())
             router = GossipSub(
                 protocols=[TProtocol("/meshsub/1.1.0")], degree=6, degree_low=4, degree_high=12, heartbeat_interval=1
@@ -161,7 +161,7 @@ async def measure(net: Any, count: int, blocks: int, every: float) -> dict[str, 
                 await trio.sleep(every)
             wanted = [(id, number) for id, (_, origin) in sent.items() for number in range(count) if number != origin]
             with trio.move_on_after(PATIENCE):
-                while any(pair not in arrived for pair in wanted):
+                while any(pair not in arrived for pair in wanted):  # noqa: ASYNC110 - a benchmark may poll
                     await trio.sleep(0.05)
             times = sorted(arrived[pair] - sent[pair[0]][0] for pair in wanted if pair in arrived)
     return {
