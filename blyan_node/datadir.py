@@ -5,9 +5,9 @@
     node.key      secret key of the node, mode 600          chain/    LevelDB: blocks and what follows from them
     api.token     local API token, mode 600                 blobs/    weights, content-addressed
     genesis.toml  the network this node belongs to          peers.json  addresses of peers
-    network.toml  what an invite told: settings (config.py)
+    network.toml  what an invite told: settings (config.py) wallets/  encrypted keys, mode 600
     node.json     while running: pid, API and p2p addresses lock      held (flock) while running
-    wallets/      encrypted keys, mode 600
+    blocked.txt   yours to write: ids of peers to refuse
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ class DataDir:
     def peers(self) -> Path:
         """The address book."""
         return self.root / "peers.json"
+
+    @property
+    def blocked(self) -> Path:
+        """The operator's list of peers to refuse: one id per line, heeded while the node runs."""
+        return self.root / "blocked.txt"
 
     @property
     def state(self) -> Path:

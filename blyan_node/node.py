@@ -40,6 +40,7 @@ from blyan_node.inference.swarm import SwarmView
 from blyan_node.logs import start_logging
 from blyan_node.model.device import memory_for_layers, pick_device
 from blyan_node.model.shard import configure
+from blyan_node.p2p.blocklist import Blocklist
 from blyan_node.p2p.host import open_host
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
@@ -115,6 +116,7 @@ def assemble(
         key=key,
         network=network,
         peers=peers,
+        blocklist=Blocklist(peers, data.blocked),
         relay=relay,
         finality=finality,
         submissions=submissions,
@@ -153,6 +155,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
     serve_genesis(node.network, node.relay.replica.genesis)
     async with trio.open_nursery() as nursery:
         await nursery.start(Canary().run)
+        await nursery.start(node.blocklist.run)
         await nursery.start(node.relay.run)
         await nursery.start(node.finality.run)
         await nursery.start(node.submissions.run)

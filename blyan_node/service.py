@@ -25,6 +25,7 @@ from blyan_node.inference.publish import publish_model
 from blyan_node.inference.session import Entry
 from blyan_node.inference.stage import Stage
 from blyan_node.inference.swarm import Seen, SwarmView
+from blyan_node.p2p.blocklist import Blocklist
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network
 from blyan_node.relay.accuser import Accuser
@@ -45,6 +46,7 @@ class NodeService:
     key: Key
     network: Network
     peers: Peers
+    blocklist: Blocklist
     relay: Relay
     finality: Finality
     submissions: Submissions
@@ -125,12 +127,21 @@ class NodeService:
             models=tuple(self._model(model) for model in self.relay.replica.catalog().models()),
             heads=tuple(sorted(head.hex() for head in self.relay.replica.heads())),
             blocks=self.relay.replica.count(),
+            cut=self.relay.replica.final.k,
+            missing_validators=self._missing_validators(),
             memory_used=self.stage.memory_used(),
             memory_limit=self.memory_limit,
             resident=_resident_bytes(),
             disk_used=self.exchange.blobs.used(),
             disk_limit=self.disk_limit,
         )
+
+    def _missing_validators(self) -> tuple[str, ...]:
+        told = self.chain.validators()
+        here = [seat.address for seat in told.seats if seat.here or seat.final is not None]
+        if told.deciding.is_quorum(told.deciding.stake_of(here)):
+            return ()
+        return tuple(show_address(address) for address in told.deciding.stakes if address not in here)
 
     def _peer(self, seen: Seen) -> PeerStatus:
         held = seen.heartbeat.held[0] if seen.heartbeat.held else None

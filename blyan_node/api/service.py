@@ -73,6 +73,10 @@ class Status:
     heads: tuple[str, ...]
     """Ids of the newest blocks, sorted."""
     blocks: int
+    cut: int
+    """The number of the last final cut."""
+    missing_validators: tuple[str, ...]
+    """Addresses of the validators without whom no cut can become final now; empty while a quorum is connected."""
     memory_used: int
     """Weights and caches that are loaded, which is what ``memory_limit`` bounds."""
     memory_limit: int | None

@@ -240,12 +240,12 @@ class Replica(Closing):
         return self.dag.is_equivocator(author)
 
     def fork_of(self, author: bytes) -> tuple[Block, Block] | None:
-        """Return two blocks of an equivocator with one seq, the same wherever they are all here."""
-        for branch in self.dag.branches_of(author)[1:]:
-            rivals = self._tables.rivals(author, branch.first)
-            if len(rivals) > 1:
-                return self._tables.indexed(rivals[0]), self._tables.indexed(rivals[1])
-        return None
+        """Return two blocks of an equivocator with one seq, its first fork: the same wherever they are all here."""
+        forks = [branch.first for branch in self.dag.branches_of(author)[1:]]
+        if not forks:
+            return None
+        one, other = self._tables.rivals(author, min(forks))[:2]
+        return self._tables.indexed(one), self._tables.indexed(other)
 
     # What comes in
 
@@ -264,17 +264,12 @@ class Replica(Closing):
             return Orphan(waiting.block, self._fetchable(waiting.missing))
         block = decode_block(raw)
         check_in_isolation(block, self.genesis.network)
-        missing = self._missing(block.header)
-        for parent in block.header.parents:
-            if parent in self._refused:
-                self._refuse(block, source, f"builds on a refused block: {self._refused[parent]}")
-                raise RuleError(self._refused[id])
-        if missing:
-            self._orphans.add(block, missing, source)
-            return Orphan(block, self._fetchable(missing))
-        if self._is_surplus(block):
-            return Surplus(block)
         try:
+            if missing := self._missing(block.header):
+                self._orphans.add(block, missing, source)
+                return Orphan(block, self._fetchable(missing))
+            if self._is_surplus(block):
+                return Surplus(block)
             self._add(block)
         except RuleError as error:
             self._refuse(block, source, str(error))
@@ -364,11 +359,14 @@ class Replica(Closing):
     def _missing(self, header: Header) -> tuple[bytes, ...]:
         """Return what a block waits for: parents, and the cut that it is anchored at if that is not final here.
 
-        Raises RuleError where the anchor is wrong, or the author may not write on it.
+        Raises RuleError where a parent was refused, the anchor is wrong, or the author may not write on it.
         """
+        for parent in header.parents:
+            if (reason := self._refused.get(parent)) is not None:
+                raise RuleError(_on_refused(reason))
         missing = self.dag.missing(header)
         if header.anchor.k > self.final.k:
-            return (*missing, _held(header.anchor.cut))
+            return (*missing, _held(header.anchor.k))
         check_anchor(header, *self.finals.anchor(header.anchor.k))
         return missing
 
@@ -410,7 +408,7 @@ class Replica(Closing):
         refusals = [Refusal(block.id, source, reason)]
         for waiting in list(self._orphans.above(block.id)):
             self._orphans.remove(waiting.block.id)
-            refusals.append(Refusal(waiting.block.id, waiting.source, f"builds on a refused block: {reason}"))
+            refusals.append(Refusal(waiting.block.id, waiting.source, _on_refused(reason)))
         for refusal in refusals:
             self._refused[refusal.id] = refusal.reason
         while len(self._refused) > MAX_REFUSED:
@@ -422,17 +420,22 @@ class Replica(Closing):
     def commit(self, cut: Cut, certificate: Certificate) -> Committed:
         """Make a cut final that was decided on the last one, and whose heads are here: fold it, write its effect.
 
-        Flush before relying on it. Raises DiskFull or StoreError, and then nothing has changed.
+        Flush before relying on it. Raises DiskFull or StoreError: then nothing has changed, or all but the blocks that
+        were held for the cut are written. To commit the last cut again goes on with these.
         """
-        if (cut.k, cut.prev_cut) != (self.final.k + 1, self.final.id):
-            raise LocalError(f"cut {cut.k} was decided on another cut than {self.final.k}, the last one here")
+        if cut.id != self.final.id:
+            self._finalise(cut, certificate)
+        return Committed(self.final, *self._adopt(_held(cut.k)))
+
+    def _finalise(self, cut: Cut, certificate: Certificate) -> None:
+        if (cut.k, cut.prev_cut, cut.prev_state_root) != (self.final.k + 1, self.final.id, self.final.root):
+            raise LocalError(f"cut {cut.k} was decided on another cut or state than {self.final.k}, the last one here")
         items, equivocators = self._window(cut.heads)
         records = self._order(items, equivocators)
         folded = fold(self.final.state, records, network=self.genesis.network)
-        final = self.finals.commit(cut, certificate, (item.id for item in items), folded)
+        self.finals.commit(cut, certificate, (item.id for item in items), folded)
         self._settled = self.dag.past_of(cut.heads)
         self._view = self._catalog = None
-        return Committed(final, *self._adopt(_held(cut.id)))
 
     def _order(self, items: Sequence[Item], equivocators: frozenset[bytes]) -> tuple[Carried, ...]:
         stake = self.final.state.stake()
@@ -463,6 +466,15 @@ class Replica(Closing):
             self._items.popitem(last=False)
 
 
-def _held(cut: bytes) -> bytes:
-    """Return what a held block waits for among the orphans: no block has an id of this length."""
-    return b"cut " + cut
+def _held(k: int) -> bytes:
+    """Return what a block on cut ``k`` waits for among the orphans: no block has an id of this length.
+
+    Whichever cut of that number comes, the wait is over: a block that is anchored at another one is refused then.
+    """
+    return k.to_bytes(8)
+
+
+def _on_refused(reason: str) -> str:
+    """Return why a block is refused that builds on a refused one: of a long row of them all give the first reason."""
+    prefix = "builds on a refused block: "
+    return prefix + reason.removeprefix(prefix)

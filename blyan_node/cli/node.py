@@ -107,6 +107,7 @@ def _show_status(client: Client) -> None:
         ("process", f"{human_size(node['resident'])} of memory in all"),
         ("weights on disk", f"{human_size(node['disk_used'])} of {human_size(node['disk_limit'])}"),
         ("chain", f"{node['blocks']} blocks, heads {', '.join(head[:12] for head in node['heads'])}"),
+        ("final", _finality(node)),
         ("sessions", str(node["sessions"])),
     ]
     for name, value in facts:
@@ -128,6 +129,13 @@ def _show_status(client: Client) -> None:
                 for peer in node["peers"]
             ],
         )
+
+
+def _finality(node: dict[str, Any]) -> str:
+    cut = f"cut {node['cut']}"
+    if not (missing := node["missing_validators"]):
+        return cut
+    return f"{cut}; no further one until more of these validators are back: {', '.join(missing)}"
 
 
 def _show_model(model: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``testnet up``, ``status`` and ``down``: a local net of real daemons."""
+"""``testnet up``, ``status``, ``partition``, ``heal`` and ``down``: a local net of real daemons."""
 
 from __future__ import annotations
 
@@ -68,6 +68,35 @@ def status(directory: DirOption = None, as_json: JsonOption = False) -> None:
             for state in states
         ],
     )
+
+
+@app.command(epilog="Example: blyan-node testnet partition 0,1 2,3")
+def partition(
+    sides: Annotated[list[str], typer.Argument(help="Numbers of nodes; those named nowhere are one more side.")],
+    directory: DirOption = None,
+) -> None:
+    """Cut a net into sides that cannot reach each other (by each node's blocked.txt)."""
+    from blyan_node.testnet.local import attach
+
+    net = attach(_root(directory))
+    net.partition(*map(_numbers, sides))
+    say("Cut. Mend it with: blyan-node testnet heal")
+
+
+def _numbers(side: str) -> list[int]:
+    try:
+        return [int(number) for number in side.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{side!r} is not a list of nodes like 0,1,2") from error
+
+
+@app.command(epilog="Example: blyan-node testnet heal")
+def heal(directory: DirOption = None) -> None:
+    """Mend a net that was cut."""
+    from blyan_node.testnet.local import attach
+
+    attach(_root(directory)).heal()
+    say("Mended. The nodes find each other within seconds.")
 
 
 @app.command(epilog="Example: blyan-node testnet down")

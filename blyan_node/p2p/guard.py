@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from blyan_node.errors import LocalError, PeerError, ProtocolViolation, RuleError
+from blyan_node.errors import LocalError, PeerError, ProtocolViolation, RuleError, Unreachable
 from blyan_node.p2p.transport import Handler, PeerId, Stream
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,16 @@ Penalise = Callable[[PeerId, int, str], None]
 
 
 class Scores:
-    """Points of peers, which halve every HALF_LIFE seconds, and the peers refused for now."""
+    """Points of peers, which halve every HALF_LIFE seconds, and the peers refused for now: for faults, or by order.
+
+    ``blocked`` are the latter; see :meth:`blyan_node.p2p.transport.Network.block`.
+    """
 
     def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
         self._now = now
         self._points: dict[PeerId, tuple[float, float]] = {}
         self._refused: dict[PeerId, float] = {}
+        self.blocked: frozenset[PeerId] = frozenset()
 
     def points(self, peer: PeerId) -> float:
         """The peer's points now."""
@@ -69,7 +73,14 @@ class Scores:
         if until is not None and until <= self._now():
             del self._refused[peer]
             until = None
-        return until is not None
+        return until is not None or peer in self.blocked
+
+    def check(self, peer: PeerId) -> None:
+        """Raise Unreachable, saying why, where connections with the peer are refused now."""
+        if peer in self.blocked:
+            raise Unreachable(f"{peer} is blocked here, so it is refused")
+        if self.refused(peer):
+            raise Unreachable(f"{peer} misbehaved and is refused for now")
 
     def _forget(self) -> None:
         if len(self._points) > MOST_REMEMBERED:

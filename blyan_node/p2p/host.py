@@ -219,8 +219,7 @@ class Libp2pNetwork(INotifee):
         target, peer = parse_dialable(address)
         if peer == self._peer_id:
             raise Unreachable(f"{address} is this node itself")
-        if self._scores.refused(peer):
-            raise Unreachable(f"{peer} misbehaved and is refused for now")
+        self._scores.check(peer)
         if peer in self.neighbours():
             return peer
         identity = ID.from_string(peer)
@@ -293,6 +292,12 @@ class Libp2pNetwork(INotifee):
         logger.info("%d points against %s: %s", points, peer, reason)
         if self._scores.add(peer, points):
             logger.warning("%s reached the limit of faults (%s): disconnected, and refused for a while", peer, reason)
+            self._nursery.start_soon(self.disconnect, peer)
+
+    def block(self, peers: frozenset[PeerId]) -> None:
+        """Refuse exactly these peers; see :class:`blyan_node.p2p.transport.Network`."""
+        self._scores.blocked = peers
+        for peer in sorted(peers & self.neighbours()):
             self._nursery.start_soon(self.disconnect, peer)
 
     def deliver(self, topic: str, origin: PeerId, data: bytes) -> bool:

@@ -250,8 +250,7 @@ class MemoryNetwork:
         where, peer = parse_dialable(address)
         if peer == self._peer_id:
             raise Unreachable(f"{address} is this node itself")
-        if self._scores.refused(peer):
-            raise Unreachable(f"{peer} misbehaved and is refused for now")
+        self._scores.check(peer)
         if peer in self.links:
             return peer
         with trio.move_on_after(CONNECT_SECONDS):
@@ -260,6 +259,7 @@ class MemoryNetwork:
             other = self._hub.find(where)
             if other is None or other.peer_id != peer or not self._hub.reaches(self._peer_id, peer):
                 raise Unreachable(f"cannot connect to {address}: nobody, or another peer, is there")
+            self._scores.check(peer)  # again: it may have been blocked meanwhile
             if other.refuses(self._peer_id) or self._hub.find(self._where) is not self:
                 raise Unreachable(f"cannot connect to {address}: refused")
             if peer not in self.links:
@@ -316,8 +316,14 @@ class MemoryNetwork:
             logger.warning("%s reached the limit of faults (%s): disconnected, and refused for a while", peer, reason)
             self._nursery.start_soon(self.disconnect, peer)
 
+    def block(self, peers: frozenset[PeerId]) -> None:
+        """Refuse exactly these peers; see :class:`blyan_node.p2p.transport.Network`."""
+        self._scores.blocked = peers
+        for peer in sorted(peers & self.neighbours()):
+            self._nursery.start_soon(self.disconnect, peer)
+
     def refuses(self, peer: PeerId) -> bool:
-        """Whether a peer is refused for its faults."""
+        """Whether connections with a peer are refused now."""
         return self._scores.refused(peer)
 
     def link(self, other: MemoryNetwork) -> None:

@@ -3,7 +3,8 @@
 A node wants ``target`` neighbours. While it has fewer it dials those it knows, the bootstrap peers among them, each
 with a backoff of its own that doubles from FIRST_DELAY to LAST_DELAY with jitter; so a net that fell apart, or a
 bootstrap peer that starts late, is found again. Each new neighbour is told our addresses and asked for those of its
-neighbours. Nothing else dials.
+neighbours; until it has answered, the dial counts as a failure, for one who refuses us lets us in and hangs up.
+Nothing else dials.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Peers:
         self._book: dict[PeerId, _Entry] = {}
         self._bootstrap: set[PeerId] = set()
         self._dialling: dict[PeerId, trio.Event] = {}
+        self._blocked: frozenset[PeerId] = frozenset()
         self._wake = trio.Event()
         self._dirty = False
         for address in bootstrap:
@@ -138,8 +140,21 @@ class Peers:
         """The address book."""
         return {peer: entry.addresses for peer, entry in self._book.items()}
 
+    def block(self, peers: frozenset[PeerId]) -> None:
+        """Have nothing to do with exactly these peers, see :meth:`Network.block`; dial those soon who were let go."""
+        for peer in sorted(self._blocked - peers):
+            if (entry := self._book.get(peer)) is not None:
+                entry.failures = 0
+                self._put_off(entry)
+        self._blocked = peers
+        self._network.block(peers)
+        self._wake.set()
+
     async def ensure(self, peer: PeerId) -> None:
-        """Connect to a peer unless connected; raise Unreachable if none of its addresses answers, or none is known."""
+        """Connect to a peer unless connected.
+
+        Raises Unreachable if none of its addresses answers, none is known, or the peer is blocked.
+        """
         while peer in self._dialling:
             await self._dialling[peer].wait()
         if peer in self._network.neighbours():
@@ -147,6 +162,8 @@ class Peers:
         entry = self._book.get(peer)
         if entry is None:
             raise Unreachable(f"no address of {peer} is known")
+        if peer in self._blocked:
+            raise Unreachable(f"{peer} is blocked here")
         done = self._dialling[peer] = trio.Event()
         try:
             await self._dial(peer, entry)
@@ -177,17 +194,24 @@ class Peers:
                 continue
             # what worked is tried first next time
             entry.addresses = tuple(dict.fromkeys((address, *entry.addresses)))
-            entry.failures, entry.met, self._dirty = 0, True, True
+            entry.met, self._dirty = True, True
+            entry.failures += 1  # until the exchange has worked
+            self._put_off(entry)
             return
         entry.failures += 1
-        delay = min(FIRST_DELAY * 2 ** (entry.failures - 1), LAST_DELAY) * self._random.uniform(0.5, 1.5)
-        entry.next_try = trio.current_time() + delay
+        delay = self._put_off(entry)
         if peer in self._bootstrap:
             logger.warning("bootstrap peer not reached (%s); trying again in %.1f s", "; ".join(reasons), delay)
         elif entry.failures >= HOPELESS:
             self._book.pop(peer, None)
             self._dirty = True
         raise Unreachable("; ".join(reasons))
+
+    def _put_off(self, entry: _Entry) -> float:
+        """Make it the peer's turn in so many seconds: the more, the more often it failed."""
+        delay: float = min(FIRST_DELAY * 2 ** max(0, entry.failures - 1), LAST_DELAY) * self._random.uniform(0.5, 1.5)
+        entry.next_try = trio.current_time() + delay
+        return delay
 
     async def _redial(self) -> None:
         """Dial, while there are too few neighbours, whoever's turn has come."""
@@ -197,7 +221,8 @@ class Peers:
                 self._wake = trio.Event()
                 neighbours, now, next_try = self._network.neighbours(), trio.current_time(), math.inf
                 if len(neighbours) < self._target:
-                    strangers = [peer for peer in self._book if peer not in neighbours and peer not in self._dialling]
+                    others = neighbours | self._blocked | self._dialling.keys()
+                    strangers = [peer for peer in self._book if peer not in others]
                     due = [peer for peer in strangers if self._book[peer].next_try <= now]
                     for peer in self._random.sample(due, min(len(due), self._target - len(neighbours))):
                         # until the attempt has ended the peer is nobody's turn
@@ -221,8 +246,7 @@ class Peers:
             async for change in changes:
                 entry = self._book.get(change.peer)
                 if entry is not None:
-                    # one who left is dialled again, but not by everybody at once
-                    entry.next_try = trio.current_time() + FIRST_DELAY * self._random.uniform(0.5, 1.5)
+                    self._put_off(entry)  # one who left is dialled again, but not by everybody at once
                 if change.connected and len(self._network.neighbours()) > self._most:
                     await self._network.disconnect(change.peer)
                 elif change.connected:
@@ -244,6 +268,8 @@ class Peers:
         except PeerError as error:
             logger.debug("no exchange of peers with %s: %s", peer, error)
             return
+        if (entry := self._book.get(peer)) is not None:
+            entry.failures = 0
         for acquaintance in answer.peers:
             self.learn(PeerId(acquaintance.peer), acquaintance.addresses)
 

@@ -126,6 +126,13 @@ class Network(Protocol):
         """Count a fault of a peer; at 100 points, which decay, it is disconnected and refused for a while."""
         ...
 
+    def block(self, peers: frozenset[PeerId]) -> None:
+        """Refuse connections with exactly these peers from now on, both ways, and end those there are.
+
+        A later call replaces the set, so an empty one lifts it; who is no longer in it can connect at once.
+        """
+        ...
+
 
 MAX_GOSSIP = 256 * 1024
 """Largest gossiped message, in bytes: announce small things, fetch large ones."""

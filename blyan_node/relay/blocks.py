@@ -240,7 +240,7 @@ class Relay:
             self._check_common(peer, status)
             await self._pull(peer, status.cut)
         except RuleError as error:
-            self.network.penalise(peer, BAD_BLOCK, f"told of a final cut that is none: {error}")
+            self.network.penalise(peer, BAD_BLOCK, f"wrong about the chain: {error}")
             return STATUS_EVERY
         except PeerError as error:
             log.info("could not compare chains with %s: %s", peer, error)

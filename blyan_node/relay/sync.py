@@ -18,25 +18,30 @@ from blyan_node.chain.block import peek_id
 from blyan_node.chain.cut import Certificate, Cut
 from blyan_node.chain.replica import Replica
 from blyan_node.codec import pack
-from blyan_node.errors import ProtocolViolation
+from blyan_node.errors import PeerTimeout, ProtocolViolation
 from blyan_node.p2p import rpc
+from blyan_node.p2p.guard import VIOLATION
 from blyan_node.p2p.transport import Network, PeerId
 from blyan_node.relay.messages import (
+    GET_BLOCKS,
     GET_CUTS,
     GET_SINCE,
     MAX_BLOCKS,
     MAX_CUTS,
+    MAX_IDS,
     MAX_PAGE,
     Cursor,
     CutItem,
     Cuts,
+    GetBlocks,
     GetCuts,
     GetSince,
     Since,
 )
 
 BREATH = 16  # blocks accepted before other tasks get their turn
-BARREN = 4  # pages one after the other without anything new, after which a neighbour sends them for nothing
+BARREN = 4  # pages one after the other that are of no use, after which a neighbour sends them for nothing
+PATIENCE = 60.0  # seconds for which a neighbour may take the place of another without bringing anything of use
 
 T = TypeVar("T")
 Take = Callable[[bytes, PeerId], Iterable[bytes]]
@@ -64,42 +69,104 @@ async def catch_up(network: Network, peer: PeerId, replica: Replica, cut: int, t
 
     Raises PeerError, and RuleError for a cut that is not final.
     """
-    waiting: deque[CutItem] = deque()
-    cursor, barren = Cursor(min(cut, replica.final.k) + 1, 0, bytes(32)), 0
-    while True:
-        if not waiting and cut > replica.final.k:
-            answer = await rpc.call(network, peer, GET_CUTS, GetCuts(replica.final.k + 1))
-            waiting.extend(answer.items)
-            if not waiting or [item.cut.k for item in waiting] != list(_following(replica.final.k, len(waiting))):
-                raise ProtocolViolation("told of final cuts that it does not send")
-        await _decide(waiting, replica, decide, peer)
-        page = await rpc.call(network, peer, GET_SINCE, GetSince(cursor))
-        if page.last is None:
-            return
-        if _place(page.last) <= _place(cursor):
-            raise ProtocolViolation("sent blocks that do not follow what was asked for")
-        before, cursor = replica.count(), page.last
-        for number, raw in enumerate(page.blocks):
-            take(raw, peer)
-            if waiting and peek_id(raw) in waiting[0].cut.heads:
-                await _decide(waiting, replica, decide, peer)
-            if number % BREATH == BREATH - 1:
+    await _CatchUp(network, peer, replica, cut, take, decide).run()
+
+
+class _CatchUp:
+    """One neighbour's chain, read from the last common cut on."""
+
+    def __init__(self, network: Network, peer: PeerId, replica: Replica, cut: int, take: Take, decide: Decide) -> None:
+        self._network, self._peer, self._replica, self._cut = network, peer, replica, cut
+        self._take, self._decide_cut = take, decide
+        self._waiting: deque[CutItem] = deque()
+        self._barren = self._known = 0
+        self._patience = trio.CancelScope()
+
+    async def run(self) -> None:
+        with self._patience:
+            self._be_patient()
+            await self._read()
+        if self._patience.cancelled_caught:
+            raise PeerTimeout(f"{self._peer} brought nothing new for {PATIENCE:g} s")
+
+    def _be_patient(self) -> None:
+        self._patience.deadline = trio.current_time() + PATIENCE
+
+    async def _read(self) -> None:
+        cursor = Cursor(min(self._cut, self._replica.final.k) + 1, 0, bytes(32))
+        while True:
+            await self._decide()
+            page = await rpc.call(self._network, self._peer, GET_SINCE, GetSince(cursor))
+            if page.last is None:
+                break
+            if _place(page.last) <= _place(cursor):
+                raise self._violation("sent blocks that do not follow what was asked for")
+            cursor = page.last
+            await self._take_page(page)
+        if self._waiting and not self._is_here(self._waiting[0]):
+            raise self._violation("told of a final cut, but not what lies under it")
+
+    async def _take_page(self, page: Since) -> None:
+        """Take a page in, and see that it was of use: something new, or full of what a restarted node has already."""
+        count, final = self._replica.count(), self._replica.final.k
+        missing: list[bytes] = []
+        for number, raw in enumerate(page.blocks, 1):
+            id, is_breath = peek_id(raw), number % BREATH == 0
+            self._known += self._replica.has(id)
+            missing += self._take(raw, self._peer)
+            if is_breath:
+                await self._fetch(missing)
                 await trio.lowlevel.checkpoint()
-        barren = 0 if replica.count() > before else barren + 1
-        if barren > BARREN:
-            raise ProtocolViolation("sent pages of blocks that are of no use")
+            if is_breath or (self._waiting and id in self._waiting[0].cut.heads):
+                await self._decide()
+        await self._fetch(missing)
+        is_full = len(page.blocks) == MAX_BLOCKS or sum(map(len, page.blocks)) >= MAX_PAGE // 2
+        is_new = self._replica.count() > count or self._replica.final.k > final
+        if is_new or (is_full and self._known <= count):  # an honest neighbour sends no block twice
+            self._barren = 0
+            self._be_patient()
+            return
+        self._barren += 1
+        if self._barren > BARREN:
+            raise self._violation("sent pages of blocks that are of no use")
 
+    async def _fetch(self, missing: list[bytes]) -> None:
+        """Fetch what was surplus until something on top of it followed."""
+        ids = tuple(id for id in dict.fromkeys(missing) if self._replica.wants(id))[:MAX_IDS]
+        missing.clear()
+        if ids:
+            answer = await rpc.call(self._network, self._peer, GET_BLOCKS, GetBlocks(ids))
+            for raw in answer.blocks:
+                self._take(raw, self._peer)
 
-async def _decide(waiting: deque[CutItem], replica: Replica, decide: Decide, peer: PeerId) -> None:
-    """Decide the cuts whose blocks are here, in turn."""
-    while waiting and all(replica.has(head) for head in waiting[0].cut.heads):
-        item = waiting.popleft()
-        if item.cut.k > replica.final.k:
-            await decide(item.cut, item.certificate, peer)
+    async def _decide(self) -> None:
+        """Decide the cuts whose blocks are here, in turn, and ask for more of them when they are used up."""
+        while True:
+            if not self._waiting and self._cut > self._replica.final.k:
+                await self._fetch_cuts()
+            if not self._waiting or not self._is_here(self._waiting[0]):
+                return
+            item = self._waiting[0]
+            if item.cut.k > self._replica.final.k:
+                await self._decide_cut(item.cut, item.certificate, self._peer)
+            if item.cut.k > self._replica.final.k:
+                return  # the consensus has not begun yet: later
+            self._waiting.popleft()
 
+    async def _fetch_cuts(self) -> None:
+        first = self._replica.final.k + 1
+        answer = await rpc.call(self._network, self._peer, GET_CUTS, GetCuts(first))
+        numbers = [item.cut.k for item in answer.items]
+        if not numbers or numbers != list(range(first, first + len(numbers))):
+            raise self._violation("told of final cuts that it does not send")
+        self._waiting.extend(answer.items)
 
-def _following(k: int, count: int) -> range:
-    return range(k + 1, k + 1 + count)
+    def _is_here(self, item: CutItem) -> bool:
+        return all(self._replica.has(head) for head in item.cut.heads)
+
+    def _violation(self, what: str) -> ProtocolViolation:
+        self._network.penalise(self._peer, VIOLATION, what)
+        return ProtocolViolation(f"{self._peer} {what}")
 
 
 def _place(cursor: Cursor) -> tuple[int, int, bytes]:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,7 @@ from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import load_or_create_key
 from blyan_node.datadir import DataDir, Running, explained, write_whole
 from blyan_node.errors import BlyanError, ConfigError, LocalError
+from blyan_node.p2p.identity import peer_id_of
 
 STAKE = 1000 * 10**9
 BALANCE = 1000 * 10**9
@@ -150,6 +151,29 @@ class Testnet:
         others = [other.running() for other in self.nodes if other is not node]
         self._spawn(node, tuple(address for running in others if running for address in running.p2p))
         self._wait_up(node)
+
+    def partition(self, *sides: Iterable[int]) -> None:
+        """Cut all connections between the sides, within a second; nodes on no side are on one of the rest.
+
+        Raises ConfigError for a node that does not exist, or that is on two sides.
+        """
+        named = [index for side in sides for index in side]
+        if wrong := sorted({index for index in named if named.count(index) > 1 or index not in range(len(self.nodes))}):
+            raise ConfigError(
+                f"node {wrong[0]} cannot be put on a side: nodes are 0 to {len(self.nodes) - 1}, each once"
+            )
+        side_of = {index: number for number, side in enumerate(sides, 1) for index in side}
+        peers = [peer_id_of(load_or_create_key(node.directory.key).public) for node in self.nodes]
+        for node in self.nodes:
+            here = side_of.get(node.index, 0)
+            others = [peer for index, peer in enumerate(peers) if side_of.get(index, 0) != here]
+            write_whole(node.directory.blocked, "".join(f"{peer}\n" for peer in others))
+
+    def heal(self) -> None:
+        """End a partition; nodes find each other again within seconds."""
+        for node in self.nodes:
+            with explained(node.directory.blocked):
+                node.directory.blocked.unlink(missing_ok=True)
 
     def stop(self) -> list[int]:
         """Stop all daemons: SIGTERM, and SIGKILL after 10 s. Returns the numbers of those that had to be killed."""

@@ -12,6 +12,7 @@ import pytest
 
 from blyan_node.errors import ConfigError
 from blyan_node.testnet.local import Testnet, attach, wait_until
+from tests.support.daemons import command
 
 pytestmark = pytest.mark.e2e
 
@@ -49,6 +50,24 @@ def test_a_net_lives_dies_and_comes_back(tmp_path: Path) -> None:
         assert net.stop() == []
         assert time.monotonic() - began < 10
     assert [state["state"] for state in states_seen_from_outside(tmp_path)] == ["down", "down"]
+
+
+def neighbours(net: Testnet) -> list[int]:
+    return [len(node.client.status()["peers"]) for node in net.nodes]
+
+
+def test_a_net_is_cut_in_two_and_mended(tmp_path: Path) -> None:
+    with Testnet(tmp_path, nodes=3) as net:
+        wait_until(lambda: neighbours(net) == [2, 2, 2], timeout=30, what="meeting")
+        assert command("testnet", "partition", "0,x", data_dir=tmp_path).returncode == 2
+        for sides in ("0,3", "0,0"), ("0", "1,0"):
+            done = command("testnet", "partition", *sides, "--dir", str(tmp_path), data_dir=tmp_path)
+            assert done.returncode == 2
+            assert "cannot be put on a side" in done.stderr
+        assert command("testnet", "partition", "0,2", "--dir", str(tmp_path), data_dir=tmp_path).returncode == 0
+        wait_until(lambda: neighbours(net) == [1, 0, 1], timeout=30, what="being cut")
+        assert command("testnet", "heal", "--dir", str(tmp_path), data_dir=tmp_path).returncode == 0
+        wait_until(lambda: neighbours(net) == [2, 2, 2], timeout=10, what="finding each other")
 
 
 def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:

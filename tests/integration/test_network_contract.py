@@ -12,7 +12,7 @@ import trio.testing
 from blyan_node.errors import AlreadyRunning, ChannelClosed, ConfigError, ProtocolViolation, Unreachable
 from blyan_node.p2p.guard import LIMIT
 from blyan_node.p2p.transport import MAX_GOSSIP, Gossip, Network, PeerChange, PeerId, Stream
-from tests.support.network import KINDS, Ground, Kind, eventually, meet, network_group
+from tests.support.network import KINDS, Ground, Kind, eventually, meet, network_group, peer_number
 
 ECHO = "/test/echo/1"
 
@@ -180,6 +180,52 @@ async def test_faults_add_up_to_refusal(pair: tuple[Network, Network]) -> None:
     with contextlib.suppress(Unreachable):  # or else it is disconnected as soon as bob has seen who it is
         await alice.connect(bob.addresses()[0])
     await eventually(lambda: not alice.neighbours() and not bob.neighbours())
+
+
+async def test_a_blocked_peer_loses_its_connection_and_gets_none(kind: Kind) -> None:
+    async with network_group(3, kind) as (alice, bob, carol):
+        async with (
+            alice.subscribe("blocks", anything, capacity=8),
+            bob.subscribe("blocks", anything, capacity=8) as at_bob,
+            carol.subscribe("blocks", anything, capacity=8) as at_carol,
+        ):
+            alice.block(frozenset({bob.peer_id}))
+            await eventually(lambda: alice.neighbours() == {carol.peer_id} and bob.neighbours() == {carol.peer_id})
+            with pytest.raises(Unreachable, match="blocked"):
+                await alice.connect(bob.addresses()[0])
+            with contextlib.suppress(Unreachable):  # or else it is disconnected as soon as alice has seen who it is
+                await bob.connect(alice.addresses()[0])
+            await eventually(lambda: alice.neighbours() == {carol.peer_id} and bob.neighbours() == {carol.peer_id})
+            with pytest.raises(Unreachable):
+                await alice.open_stream(bob.peer_id, ECHO)
+
+            alice.block(frozenset({bob.peer_id, carol.peer_id}))
+            await eventually(lambda: not alice.neighbours() and alice.peer_id not in carol.neighbours())
+            await alice.publish("blocks", b"unheard")
+            await bob.publish("blocks", b"heard")
+            with trio.fail_after(10):
+                assert (await at_carol.receive()).data == b"heard"
+            with pytest.raises(trio.WouldBlock):
+                at_bob.receive_nowait()
+
+
+async def test_exactly_those_are_blocked_who_were_named_last(pair: tuple[Network, Network]) -> None:
+    alice, bob = pair
+    alice.block(frozenset({bob.peer_id}))
+    await eventually(lambda: not alice.neighbours() and not bob.neighbours())
+    alice.block(frozenset({peer_number(7)}))
+    await meet(alice, bob)
+    alice.block(frozenset({bob.peer_id}))
+    await eventually(lambda: not alice.neighbours() and not bob.neighbours())
+    alice.block(frozenset())
+    await meet(bob, alice)
+    async with (
+        alice.subscribe("blocks", anything, capacity=8),
+        bob.subscribe("blocks", anything, capacity=8) as queue,
+    ):
+        with trio.fail_after(10):
+            await alice.publish("blocks", b"again")
+            assert (await queue.receive()).data == b"again"
 
 
 @pytest.mark.parametrize("who", [0, 1])

@@ -40,7 +40,7 @@ class Peer:
 
     async def write(self, count: int = 1) -> None:
         for _ in range(count):
-            await self.relay.publish([], chain="T", type="data")
+            await self.relay.write([], chain="T", type="data")
 
     async def meet(self, *others: Peer) -> None:
         for other in others:
@@ -167,7 +167,7 @@ async def test_networks_that_differ_part_politely(
 
 async def test_a_key_without_a_bond_is_told_what_to_do(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with peers(tmp_path, 9) as group:
-        with pytest.raises(ConfigError, match="not bonded"):
+        with pytest.raises(ConfigError, match="no validator"):
             await group[8].write()
 
 
@@ -220,7 +220,7 @@ async def test_large_blocks_are_fetched_where_they_are_too_large_for_gossip(
         await group[0].meet(group[1])
         for nonce in range(12):
             record = sign_record(KEYS[0], NETWORK, "note", bytes(100_000), nonce=nonce)
-            await group[0].relay.publish([record, sign_record(KEYS[0], NETWORK, "note", bytes(99_000), nonce=99)],
+            await group[0].relay.write([record, sign_record(KEYS[0], NETWORK, "note", bytes(99_000), nonce=99)],
                                          chain="T", type="data")  # fmt: skip
         await eventually(lambda: same(group), within=30)
         assert group[1].replica.count() == 12

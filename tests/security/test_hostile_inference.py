@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from blyan_node.chain.keys import Key
-from blyan_node.chain.records import BlobRef, Layer, Manifest, make_record
+from blyan_node.chain.records import BlobRef, Layer, Manifest
 from blyan_node.errors import GenerationFailed, ModelUnavailable, PeerError, Refused
 from blyan_node.inference import stage as stage_module
 from blyan_node.inference.generation import Generate, Piece, Sampling, Started
@@ -495,11 +495,10 @@ async def test_a_model_of_no_sense_neither_stops_nor_hides_a_good_one(
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
     async with open_swarm(tmp_path) as swarm:
         node = await swarm.start(0)
-        relay, key, network = node.service.relay, node.service.key, swarm.genesis.network
-        manifest = make_record(key, network, Manifest("bad", spec, ("u",), BlobRef(bytes(32), 1)), nonce=0)
-        await relay.publish([manifest], chain="A", type="manifest")
-        layer = make_record(key, network, Layer(manifest.id, 0, BlobRef(bytes(32), 1)), nonce=1)
-        await relay.publish([layer], chain="B", type="layer")
+        submissions = node.service.submissions
+        manifest = await submissions.originate(Manifest("bad", spec, ("u",), BlobRef(bytes(32), 1)))
+        layer = await submissions.originate(Layer(manifest.id, 0, BlobRef(bytes(32), 1)))
+        await submissions.carried([manifest.id, layer.id])
         assert node.service.models() == ()
         with pytest.raises(ModelUnavailable):
             await ask(node, GREEDY)
@@ -515,14 +514,11 @@ async def test_a_model_that_nobody_has_keeps_nobody_from_serving_another(
     spec = open_checkpoint(checkpoint).spec
     async with open_swarm(tmp_path) as swarm:
         node = await swarm.start(0)
-        relay, key, network = node.service.relay, node.service.key, swarm.genesis.network
+        submissions = node.service.submissions
         lost = Manifest("lost", spec.to_json(), spec.units, BlobRef(bytes([9] * 32), 99))
-        manifest = make_record(key, network, lost, nonce=0)
-        await relay.publish([manifest], chain="A", type="manifest")
-        for unit in range(UNITS):
-            layer = Layer(manifest.id, unit, BlobRef(bytes([unit] * 32), 99))
-            record = make_record(key, network, layer, nonce=1 + unit)
-            await relay.publish([record], chain="B", type="layer")
+        manifest = await submissions.originate(lost)
+        layers = [Layer(manifest.id, unit, BlobRef(bytes([unit] * 32), 99)) for unit in range(UNITS)]
+        await submissions.carried([(await submissions.originate(layer)).id for layer in layers])
         await trio.sleep(5)
         assert node.service.holder.plan is None
         async with open_villain(swarm, node) as villain:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -15,73 +11,22 @@ from trio.testing import MockClock
 from blyan_node.chain.block import Block
 from blyan_node.errors import PeerError
 from blyan_node.p2p import rpc
-from blyan_node.p2p.memory import MemoryHub
-from blyan_node.p2p.transport import Network
 from blyan_node.relay.blocks import TOPIC
-from blyan_node.relay.messages import GET_AFTER, GET_BLOCKS, MAX_HEADS, STATUS, Blocks, GetAfter, GetBlocks, Status
-from tests.integration.test_relay import Peer, peers
+from blyan_node.relay.messages import GET_SINCE, Blocks, Cursor, GetSince, Since, Status
 from tests.support.chains import KEYS, NETWORK, STRANGER, Forge
-from tests.support.network import eventually, secret
+from tests.support.network import eventually
+from tests.support.villain import foreign_heads, victim_and_villain
 
 
-@dataclass
-class Villain:
-    """A neighbour that answers as a test says, and counts what it is asked."""
-
-    network: Network
-    victim: Peer
-    status: Status = field(default_factory=lambda: Status(NETWORK, 0, 0, NETWORK, (NETWORK,)))
-    asked: dict[str, int] = field(default_factory=dict)
-
-    def serve(
-        self,
-        blocks: Callable[[GetBlocks], Blocks] = lambda _request: Blocks(()),
-        after: Callable[[GetAfter], Blocks] = lambda _request: Blocks(()),
-    ) -> None:
-        def counted(name: str, answer: Callable[[Any], Any]) -> Callable[[Any, Any], Awaitable[Any]]:
-            async def handler(_peer: Any, request: Any) -> Any:
-                await trio.lowlevel.checkpoint()
-                self.asked[name] = self.asked.get(name, 0) + 1
-                return answer(request)
-
-            return handler
-
-        rpc.serve(self.network, STATUS, counted("status", lambda _request: self.status), concurrency=8)
-        rpc.serve(self.network, GET_BLOCKS, counted("blocks", blocks), concurrency=8)
-        rpc.serve(self.network, GET_AFTER, counted("after", after), concurrency=8)
-
-    async def tell(self, status: Status | None = None) -> Status:
-        return await rpc.call(self.network, self.victim.id, STATUS, status or self.status)
-
-    def is_out(self) -> bool:
-        return self.victim.id not in self.network.neighbours()
-
-
-@asynccontextmanager
-async def victim_and_villain(folder: Path) -> AsyncIterator[tuple[Peer, Villain, Peer]]:
-    """A victim, a villain that is not connected yet, and an honest peer; at the end both honest ones still agree."""
-    hub = MemoryHub(latency=0.01)
-    async with peers(folder, 2, hub=hub) as (victim, honest), AsyncExitStack() as stack:
-        network = await stack.enter_async_context(hub.open(secret(14)))
-        await victim.meet(honest)
-        yield victim, Villain(network, victim), honest
-        await honest.write()
-        await eventually(lambda: victim.replica.heads() == honest.replica.heads(), within=20)
-
-
-async def connect(villain: Villain) -> None:
-    await villain.network.connect(villain.victim.network.addresses()[0])
-
-
-def foreign_heads() -> tuple[bytes, ...]:
-    return tuple(sorted(number.to_bytes(32) for number in range(MAX_HEADS)))
+def cursor(block: Block, k: int = 1) -> Cursor:
+    return Cursor(k, block.height, block.id)
 
 
 async def test_heads_that_nobody_has_do_not_keep_a_node_busy(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (_victim, villain, _):
         villain.status = Status(NETWORK, 2**62, 0, NETWORK, foreign_heads())
         villain.serve()
-        await connect(villain)
+        await villain.connect()
         began = trio.current_time()
         for _ in range(500):
             if villain.is_out():
@@ -96,7 +41,7 @@ async def test_heads_that_nobody_has_do_not_keep_a_node_busy(tmp_path: Path, aut
 async def test_words_of_a_peer_that_left_are_not_kept(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (victim, villain, honest):
         villain.serve()
-        await connect(villain)
+        await villain.connect()
         await villain.tell()
         await villain.network.disconnect(victim.id)
         await trio.sleep(0.1)
@@ -108,19 +53,19 @@ async def test_garbage_for_blocks_costs_the_sender_its_place(tmp_path: Path, aut
     async with victim_and_villain(tmp_path) as (victim, villain, _):
         villain.status = Status(NETWORK, 9, 0, NETWORK, (bytes([1] * 32),))
         villain.serve(blocks=lambda _request: Blocks((b"garbage", b"", bytes(1000), b"more")))
-        await connect(villain)
-        await eventually(lambda: villain.is_out(), within=30)
+        await villain.connect()
+        await eventually(villain.is_out, within=30)
         assert victim.replica.count() == 0
 
 
 async def test_blocks_of_strangers_are_not_taken(tmp_path: Path, autojump_clock: MockClock) -> None:
     forge = Forge()
-    forged = tuple(forge.block(STRANGER).raw for _ in range(10))
+    forged = [forge.block(STRANGER) for _ in range(10)]
     async with victim_and_villain(tmp_path) as (victim, villain, _):
         villain.status = Status(NETWORK, 9, 0, NETWORK, (bytes([1] * 32),))
-        villain.serve(after=lambda _request: Blocks(forged))
-        await connect(villain)
-        await eventually(lambda: villain.is_out(), within=30)
+        villain.serve(since=lambda _request: Since(tuple(each.raw for each in forged), cursor(forged[-1])))
+        await villain.connect()
+        await eventually(villain.is_out, within=30)
         assert victim.replica.count() == 0
 
 
@@ -133,27 +78,29 @@ def orphans(count: int) -> list[Block]:
 async def test_pages_of_orphans_come_to_an_end(tmp_path: Path, autojump_clock: MockClock) -> None:
     supply = orphans(600)
 
-    def after(request: GetAfter) -> Blocks:
-        return Blocks(tuple(block.raw for block in supply if block.height > request.height)[:4])
+    def since(request: GetSince) -> Since:
+        page = [block for block in supply if block.height > request.after.height][:4]
+        return Since(tuple(block.raw for block in page), cursor(page[-1]) if page else None)
 
     async with victim_and_villain(tmp_path) as (victim, villain, _):
         villain.status = Status(NETWORK, 9, 0, NETWORK, (supply[-1].id,))
-        villain.serve(after=after)
-        await connect(villain)
-        await trio.sleep(5)
-        assert villain.asked["after"] < 150  # 17 a second at most
+        villain.serve(since=since)
+        await villain.connect()
+        await eventually(villain.is_out, within=200)
+        assert villain.asked["since"] < 60
         assert victim.replica.count() == 0
 
 
 async def test_a_page_that_repeats_itself_is_a_violation(tmp_path: Path, autojump_clock: MockClock) -> None:
     forge = Forge()
-    same = tuple(forge.block(KEYS[6]).raw for _ in range(3))
+    same = [forge.block(KEYS[6]) for _ in range(3)]
+    page = Since(tuple(block.raw for block in same), cursor(same[-1]))
     async with victim_and_villain(tmp_path) as (victim, villain, honest):
         villain.status = Status(NETWORK, 9, 0, NETWORK, (bytes([7] * 32),))
-        villain.serve(after=lambda _request: Blocks(same))
-        await connect(villain)
-        await trio.sleep(20)
-        assert villain.asked["after"] < 60
+        villain.serve(since=lambda _request: page)
+        await villain.connect()
+        await eventually(villain.is_out, within=200)
+        assert villain.asked["since"] < 20
         await eventually(lambda: honest.replica.count() == 3)  # what was good in it is kept, and told
         assert victim.replica.count() == 3
 
@@ -162,7 +109,7 @@ async def test_a_storm_of_gossiped_orphans_is_borne(tmp_path: Path, autojump_clo
     storm = orphans(1500)
     async with victim_and_villain(tmp_path) as (victim, villain, _):
         villain.serve()
-        await connect(villain)
+        await villain.connect()
         async with villain.network.subscribe(TOPIC, lambda _origin, _data: True, capacity=1):
             for block in storm:
                 await villain.network.publish(TOPIC, block.raw)
@@ -174,10 +121,10 @@ async def test_a_storm_of_gossiped_orphans_is_borne(tmp_path: Path, autojump_clo
 async def test_gossip_that_is_wrong_in_itself_costs_points(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (_victim, villain, _):
         villain.serve()
-        await connect(villain)
+        await villain.connect()
         for data in (b"", b"garbage", bytes(40_000), b"\x93\x01\x02\x03", bytes(10)):
             await villain.network.publish(TOPIC, data)
-        await eventually(lambda: villain.is_out())
+        await eventually(villain.is_out)
 
 
 async def test_a_page_is_read_no_further_than_it_is_sent(
@@ -191,7 +138,7 @@ async def test_a_page_is_read_no_further_than_it_is_sent(
             victim.replica.author(KEYS[0], tuple(records), chain="T", type="data", now_ms=1)
         await eventually(lambda: honest.replica.count() == 20, within=30)
         villain.serve()
-        await connect(villain)
+        await villain.connect()
         read = 0
         real = victim.replica.get
 
@@ -201,7 +148,7 @@ async def test_a_page_is_read_no_further_than_it_is_sent(
             return real(id)
 
         monkeypatch.setattr(victim.replica, "get", get)
-        page = await rpc.call(villain.network, victim.id, GET_AFTER, GetAfter(0, bytes(32)))
+        page = await rpc.call(villain.network, victim.id, GET_SINCE, GetSince(Cursor(1, 0, bytes(32))))
         assert 1 <= len(page.blocks) <= 6
         assert read <= len(page.blocks) + 1
 
@@ -209,11 +156,11 @@ async def test_a_page_is_read_no_further_than_it_is_sent(
 async def test_malformed_requests_cost_points(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (_victim, villain, _):
         villain.serve()
-        await connect(villain)
+        await villain.connect()
         for heads in ((b"short",), (*foreign_heads(), bytes([9] * 32))):
             for _ in range(5):
                 if villain.is_out():
                     return
                 with pytest.raises(PeerError):
                     await villain.tell(Status(NETWORK, 0, 0, NETWORK, heads))
-        await eventually(lambda: villain.is_out())
+        await eventually(villain.is_out)

@@ -22,6 +22,7 @@ class Forge:
 
     heights: dict[bytes, int] = field(default_factory=lambda: {NETWORK: 0})
     last: dict[bytes, Block] = field(default_factory=dict)
+    network: bytes = NETWORK
 
     def block(
         self,
@@ -37,10 +38,10 @@ class Forge:
         ``prev`` picks another of its blocks, or None for a second first block; ``changes`` replace header fields.
         """
         before = self.last.get(key.address) if prev == "last" else prev
-        parents = parents or ((before.id,) if before else (NETWORK,))
+        parents = parents or ((before.id,) if before else (self.network,))
         made = make_block(
             key,
-            NETWORK,
+            self.network,
             records,
             chain="T",
             type="data",
@@ -48,7 +49,7 @@ class Forge:
             prev=before.id if before else None,
             parents=parents,
             height=1 + max(self.heights[parent] for parent in parents),
-            anchor=Anchor(0, NETWORK),
+            anchor=Anchor(0, self.network),
             timestamp_ms=len(self.heights),
         )
         if changes:

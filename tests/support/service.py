@@ -86,6 +86,8 @@ class ScriptedService:
             models=(ModelStatus("tiny", "11" * 32, ("embed", "layer.0", "head"), (0, 1, 2), (0,), (1, 1, 1), True),),
             heads=("22" * 32,),
             blocks=5,
+            cut=2,
+            missing_validators=(),
             memory_used=1000,
             memory_limit=None,
             resident=3000,

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "datadir",
     },
     "cli": {"config", "datadir", "node", "testnet", "api.client", "chain", "p2p.identity"},
-    "testnet": {"config", "datadir", "node", "cli", "api.client", "chain.keys", "chain.genesis"},
+    "testnet": {"config", "datadir", "node", "cli", "api.client", "chain.keys", "chain.genesis", "p2p.identity"},
     "__main__": {"cli"},
 }
 # Third-party modules that belong to one place.

@@ -17,7 +17,7 @@ from blyan_node.chain.ledger import Void
 from blyan_node.chain.records import Arguments, Bond, Record, Transfer, Unbond, make_record
 from blyan_node.chain.replica import Replica
 from blyan_node.chain.validators import ValidatorSet
-from blyan_node.chain.view import Standing
+from blyan_node.chain.view import Standing, View
 from blyan_node.chain_service import NodeChainService
 from tests.support.chains import STRANGER
 from tests.support.money import PARAMETERS, USERS, VALIDATORS, beginning
@@ -37,9 +37,14 @@ class FakeRelay:
         return self.told.get(address)
 
 
+class FakeMempool(set[bytes]):
+    def next_nonce(self, sender: bytes, view: View) -> int:
+        return view.next_nonce(sender) + len(self)
+
+
 @dataclass
 class FakeSubmissions:
-    mempool: set[bytes] = field(default_factory=set)
+    mempool: FakeMempool = field(default_factory=FakeMempool)
 
     async def submit(self, record: Record) -> None:
         self.mempool.add(record.id)

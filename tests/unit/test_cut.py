@@ -255,11 +255,21 @@ def test_a_double_vote_is_two_votes_in_one_place():
 
 
 def test_a_lost_vote_log_is_answered_by_abstaining():
-    a, b, c, _ = (key.address for key in KEYS4)
-    assert abstain_after_loss({a: 7, b: 7}, SET) is None
-    assert abstain_after_loss({a: 7, b: 5, c: 6}, SET) == 9
-    assert abstain_after_loss({a: 7, b: 7, STRANGER.address: 50}, SET) is None
-    assert abstain_after_loss({a: 7, b: 5, c: 6, STRANGER.address: 50}, SET) == 9
+    a, b, c, lost = (key.address for key in KEYS4)
+    assert abstain_after_loss({a: 7, b: 7}, SET, lost) is None
+    assert abstain_after_loss({a: 7, b: 5, c: 6}, SET, lost) == 9
+    for own in (lost, STRANGER.address):  # neither its own word counts nor that of one without stake
+        assert abstain_after_loss({a: 7, b: 7, own: 50}, SET, lost) is None
+        assert abstain_after_loss({a: 7, b: 5, c: 6, own: 50}, SET, lost) == 9
+
+
+def test_a_lost_vote_log_in_a_small_or_new_network():
+    a, b, c, lost = (key.address for key in KEYS4)
+    assert abstain_after_loss({a: 0, b: 0, c: 0}, SET, lost) == 0, "or a network could never begin"
+    pair = ValidatorSet(SET.members[:2])
+    assert abstain_after_loss({}, pair, b) is None
+    assert abstain_after_loss({a: 3}, pair, b) == 5, "half of stake, but all others that there are"
+    assert abstain_after_loss({}, ValidatorSet(SET.members[:1]), a) == 0, "nobody else could have heard its votes"
 
 
 if __name__ == "__main__":

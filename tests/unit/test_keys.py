@@ -16,6 +16,7 @@ from blyan_node.chain.keys import (
     parse_address,
     recover,
     show_address,
+    unused_mark,
 )
 from blyan_node.errors import ConfigError, LocalError, RuleError, SignatureError
 
@@ -125,7 +126,10 @@ def test_a_key_file_is_made_once_and_private(tmp_path: Path):
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text() == key.secret.hex() + "\n"
     assert load_or_create_key(path).address == key.address
-    assert [each.name for each in path.parent.iterdir()] == ["key"]
+    assert sorted(each.name for each in path.parent.iterdir()) == ["key", "key.unused"]
+    unused_mark(path).unlink()
+    load_or_create_key(path)
+    assert not unused_mark(path).exists(), "only a new key is unused"
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from blyan_node.chain.records import (
     Bond,
     Faucet,
     Layer,
+    Manifest,
     Record,
     Transfer,
     make_record,
@@ -298,8 +299,10 @@ def test_the_bytes_of_a_block_are_those_of_its_body():
 
 def test_records_go_to_their_chains_the_longest_waiting_first():
     pool, root = Pool(), BlobRef(bytes(32), 1)
-    layer = make_record(BOB, NETWORK, Layer(bytes(32), 0, root), nonce=0)
-    after = pay(BOB, 1)
+    manifest = make_record(BOB, NETWORK, Manifest("tiny", b"{}", ("embed",), root), nonce=0)
+    pool.books.carry(manifest)
+    layer = make_record(BOB, NETWORK, Layer(manifest.id, 0, root), nonce=1)
+    after = pay(BOB, 2)
     proof = make_record(CAROL, NETWORK, double_vote(VALIDATORS[0]), nonce=0)
     pool.put(layer, after, now_ms=1)
     pool.put(pay(), now_ms=2)

@@ -105,11 +105,11 @@ def test_the_catalog_follows_the_blocks(replica):
     catalog = replica.catalog()
     assert [model.complete for model in catalog.models()] == [True]
     assert replica.catalog() is catalog  # nothing to fold anew
-    assert (replica.next_nonce(BOB.address), replica.next_nonce(ALICE.address)) == (2, 0)
+    assert [replica.view().next_nonce(key.address) for key in (BOB, ALICE)] == [2, 0]
 
 
 def test_who_may_not_author(replica):
-    with pytest.raises(ConfigError, match="not bonded"):
+    with pytest.raises(ConfigError, match="no validator of this network"):
         write(replica, STRANGER)
     with pytest.raises(RuleError, match="parents that are here"):
         write(replica, parents=(bytes(32),))
@@ -378,7 +378,7 @@ def test_ancestors_are_those_that_a_search_finds(tmp_path_factory, seed):
         for block in blocks:
             replica.accept(block.raw)
         ancestors: dict[bytes, set[bytes]] = {NETWORK: set()}
-        nodes = {id: replica._dag.node(id) for id in [NETWORK, *(block.id for block in blocks)]}
+        nodes = {id: replica.dag.node(id) for id in [NETWORK, *(block.id for block in blocks)]}
         for block in blocks:
             parents = block.header.parents
             ancestors[block.id] = set(parents).union(*(ancestors[parent] for parent in parents))

@@ -225,16 +225,29 @@ def refuse(replica, block, message: str, error=RuleError):
     assert not replica.has(block.id)
 
 
-def test_the_author_is_bonded(forge, replica):
+def test_the_author_is_a_validator(forge, replica):
     accept(replica, forge.block(ALICE))
-    refuse(replica, forge.block(STRANGER), "not bonded")
+    refuse(replica, forge.block(STRANGER), "no validator")
 
 
-def test_the_anchor_is_the_genesis(forge, replica):
+def test_the_anchor_of_the_first_blocks_is_the_genesis(forge, replica):
     first = forge.block()
-    for anchor in (Anchor(1, NETWORK), Anchor(0, bytes(32))):
-        refuse(replica, forge.reforge(ALICE, first, anchor=anchor), "anchor")
+    refuse(replica, forge.reforge(ALICE, first, anchor=Anchor(0, bytes(32))), "anchor")
     accept(replica, first)
+
+
+def test_a_block_on_one_with_a_wrong_anchor_is_refused(forge, replica):
+    wrong = forge.block(ALICE, anchor=Anchor(0, bytes(32)))
+    refuse(replica, wrong, "anchor")
+    refuse(replica, forge.block(BOB, (wrong.id,)), "builds on a refused block")
+
+
+def test_what_waits_for_a_block_with_a_wrong_anchor_is_refused_with_it(forge, replica):
+    wrong = forge.block(ALICE, anchor=Anchor(0, bytes(32)))
+    waiting = forge.block(BOB, (wrong.id,))
+    assert isinstance(replica.accept(waiting.raw), Orphan)
+    refuse(replica, wrong, "anchor")
+    refuse(replica, waiting, "builds on a refused block")
 
 
 def test_parents_that_are_not_here_make_an_orphan(forge, replica):

@@ -460,7 +460,8 @@ async def test_the_client_speaks_to_every_route() -> None:
                 page = client.blocks("T", limit=5)
                 rest = client.blocks("T", limit=100, after=page["next"])
                 assert len(page["data"] + rest["data"]) == 3 * (CUTS + 1)
-                assert client.block(page["data"][0]["id"])["records"] == []
+                blocks = [client.block(block["id"]) for block in page["data"]]
+                assert [len(block["records"]) for block in blocks] == [block["records"] for block in page["data"]]
                 assert client.cuts(limit=1, after="3")["data"][0]["k"] == 2
                 address = show_address(PAYER.address)
                 assert client.balance(address)["address"] == address
