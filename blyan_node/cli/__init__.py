@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from blyan_node import __version__
-from blyan_node.cli import chain, chat, model, money, network, node, testnet, wallet
+from blyan_node.cli import chain, chat, model, money, network, node, testnet, verify, wallet
 from blyan_node.cli.common import EXIT_CODES, EXIT_INTERRUPTED, fail
 from blyan_node.errors import BlyanError
 
@@ -39,6 +39,7 @@ app.command(epilog="Example: blyan-node start --bootstrap /ip4/10.0.0.1/tcp/4001
 app.command(epilog="Example: blyan-node status --watch")(node.status)
 app.command(epilog='Example: blyan-node chat "What is a block?"')(chat.chat)
 app.command(epilog="Example: blyan-node validators")(chain.validators)
+chain.app.command(epilog="Example: blyan-node chain verify --data-dir ./node")(verify.verify)
 app.add_typer(chain.app, name="chain")
 app.add_typer(model.app, name="model")
 wallet.app.command(epilog="Example: blyan-node wallet balance savings")(money.balance)

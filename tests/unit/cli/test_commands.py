@@ -56,6 +56,7 @@ except SystemExit:
         "model list",
         "chain log",
         "chain show",
+        "chain verify",
         "validators",
         "wallet new",
         "wallet show",
