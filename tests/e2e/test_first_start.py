@@ -101,7 +101,7 @@ def test_an_empty_disk_and_one_address_are_enough_to_serve(tmp_path: Path) -> No
             timeout=WITHIN,
             what="the others know that it left",
         )
-        assert net.node(0).client.chat("Hello", max_tokens=12, temperature=0)["text"] == expected.text
+        assert net.node(0).client.chat("Hello", model="tiny", max_tokens=12, temperature=0)["text"] == expected.text
 
 
 def test_sigterm_ends_a_node_that_still_looks_for_its_network(tmp_path: Path) -> None:

@@ -56,11 +56,11 @@ def openai_for(node: Node) -> openai.OpenAI:
 def test_every_node_holds_a_part_and_knows_the_same_chain(net: Testnet) -> None:
     def settled() -> bool:
         statuses[:] = [node.client.status() for node in net.nodes]
-        return all(status["models"][0]["stored"] == list(range(6)) for status in statuses)
+        stored = all(status["models"][0]["stored"] == list(range(6)) for status in statuses)
+        return stored and len({tuple(status["heads"]) for status in statuses}) == 1
 
     statuses: list[dict[str, Any]] = []
-    wait_until(settled, timeout=WITHIN, what="all units stored everywhere, as in any small net")
-    assert len({tuple(status["heads"]) for status in statuses}) == 1
+    wait_until(settled, timeout=WITHIN, what="all units stored everywhere, as in any small net, and one chain")
     assert len({status["blocks"] for status in statuses}) == 1
     owner = net.node(0).client.status()["address"]
     nonces = {int(node.client.balance(owner)["tentative"]["nonce"]) for node in net.nodes}
