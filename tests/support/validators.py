@@ -38,7 +38,7 @@ from tests.support.network import eventually, peer_number, secret
 
 KEYS = [Key(secret(number)) for number in range(12)]
 USERS = [Key(secret(100 + number)) for number in range(4)]
-WEALTH = 10_000
+STAKE, WEALTH = 100, 10_000
 PARAMETERS = Parameters(
     cap=10**9,
     epoch=3,
@@ -55,7 +55,7 @@ def genesis_of(validators: int) -> Genesis:
     """A network whose first nodes validate with equal stake, and whose users have money."""
     return Genesis.make(
         "validators",
-        {key.address: 100 for key in KEYS[:validators]},
+        {key.address: STAKE for key in KEYS[:validators]},
         created_ms=0,
         parameters=PARAMETERS,
         balances={key.address: WEALTH for key in USERS},
