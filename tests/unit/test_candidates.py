@@ -16,6 +16,7 @@ from blyan_node.chain.height import Window
 from blyan_node.chain.keys import Key
 from blyan_node.chain.records import Bond, Transfer, Unbond
 from blyan_node.chain.replica import Replica
+from tests.support.cuts import finalise
 from tests.support.decided import GENESIS, NETWORK, USERS, VALIDATORS, Decided
 
 ONE, TWO, THREE, CHEAT = VALIDATORS
@@ -193,6 +194,13 @@ def test_only_what_others_carried_is_to_be_acknowledged_and_once(chain: Decided)
     assert [candidates.is_unacknowledged(key.address) for key in VALIDATORS] == [False, False, True, True]
     chain.decide()
     assert not any(candidates.is_unacknowledged(key.address) for key in VALIDATORS)
+
+
+def test_what_is_final_needs_no_acknowledgement(chain: Decided):
+    payment(chain, ONE)
+    assert Candidates(chain.replica).is_unacknowledged(TWO.address)
+    finalise(chain.replica, keys=VALIDATORS)
+    assert not Candidates(chain.replica).is_unacknowledged(TWO.address)
 
 
 def test_what_an_equivocator_alone_wrote_calls_for_nothing(chain: Decided):
