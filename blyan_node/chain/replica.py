@@ -198,8 +198,8 @@ class Replica(Closing):
     def view(self) -> View:
         """Return the ledger as of now, tentative and final."""
         if self._view is None:
-            heads = self.dag.heads()
-            items, equivocators = self._window(heads)
+            tips = (id for id, _ in self.dag.tips())  # what an equivocator alone wrote comes into no cut
+            items, equivocators = self._window((*self.final.heads, *tips))
             self._view = make_view(
                 self.final.state,
                 items,

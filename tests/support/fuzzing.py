@@ -110,11 +110,13 @@ def read_state(data: bytes) -> bytes:
     return row
 
 
-def read_invite(data: bytes) -> str:
+def read_invite(data: bytes) -> bytes:
     try:
-        return str(parse_invite(data.decode()))
+        text = data.decode()
     except UnicodeDecodeError:
         raise RuleError("a user types text") from None
+    assert str(parse_invite(text)) == "".join(text.split()), "white space alone is skipped"
+    return data
 
 
 def read_genesis(data: bytes) -> bytes:
@@ -166,7 +168,7 @@ def targets() -> dict[str, Target]:
         "vote log": typed(LogEntry, LogEntry(proposal, None, None), LogEntry(None, vote, votes)),
         "message": Target(unpack_message, pack_message, tuple(map(pack_message, spoken))),
         "state": Target(read_state, bytes, rows),
-        "invite": Target(read_invite, str.encode, (text.encode(),)),
+        "invite": Target(read_invite, bytes, (text.encode(),)),
         "genesis": Target(read_genesis, bytes, (GENESIS.to_toml().encode(),), (RuleError, ConfigError)),
     }
     for kind, cls in KINDS.items():
