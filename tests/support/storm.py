@@ -32,7 +32,7 @@ from tests.support.validators import KEYS, STAKE, USERS, WEALTH, Group, Node, fo
 
 CHEATS = ("none", "fork", "vote", "twin")
 TWIN = 30
-CHAOS = 20.0
+CHAOS = 12.0
 CALM = 200.0
 
 
