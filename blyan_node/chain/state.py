@@ -63,8 +63,9 @@ class State:
 
     ``validators`` decide cut k + 1 and ``next_validators`` cut k + 2: a cut names the set after it, and its proposer
     can know only what was final before. ``bonds`` maps (validator, owner) to an amount. ``minted`` are the receipts
-    that have been paid, ``slashed`` the keys that were proven to cheat and never validate again. ``models`` stand in
-    the order in which their manifests took effect; ``layers`` maps (model, unit) to the weights that count now.
+    that have been paid, ``slashed`` maps the keys that were proven to cheat, and never validate again, to the cut that
+    barred them. ``models`` stand in the order in which their manifests took effect; ``layers`` maps (model, unit) to the
+    weights that count now.
     """
 
     parameters: Parameters
@@ -74,7 +75,7 @@ class State:
     bonds: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
     unbonding: list[Unbonding] = field(default_factory=list)
     minted: set[bytes] = field(default_factory=set)
-    slashed: set[bytes] = field(default_factory=set)
+    slashed: dict[bytes, int] = field(default_factory=dict)
     validators: tuple[Validator, ...] = ()
     next_validators: tuple[Validator, ...] = ()
     models: dict[bytes, Model] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class State:
             bonds=dict(self.bonds),
             unbonding=list(self.unbonding),
             minted=set(self.minted),
-            slashed=set(self.slashed),
+            slashed=dict(self.slashed),
             models=dict(self.models),
             layers=dict(self.layers),
         )
@@ -126,7 +127,7 @@ class State:
         rows += [_Bond(validator, owner, amount) for (validator, owner), amount in self.bonds.items()]
         rows += self.unbonding
         rows += map(_Minted, self.minted)
-        rows += map(_Slashed, self.slashed)
+        rows += [_Slashed(address, k) for address, k in self.slashed.items()]
         rows += [_Validator(validator.address, validator.stake) for validator in self.validators]
         rows += [_Next(validator.address, validator.stake) for validator in self.next_validators]
         rows += [_Model(place, *entry) for place, entry in enumerate(self.models.items())]
@@ -147,7 +148,7 @@ def genesis_state(genesis: Genesis) -> State:
         supply=genesis.supply,
         accounts=accounts,
         bonds=bonds,
-        slashed=set(genesis.restart.barred) if genesis.restart else set(),
+        slashed=dict.fromkeys(genesis.restart.barred, 0) if genesis.restart else {},
         validators=genesis.validators,
         next_validators=genesis.validators,
     )
@@ -199,7 +200,7 @@ def state_of_rows(rows: Iterable[bytes]) -> State:
         elif isinstance(row, _Minted):
             state.minted.add(row.receipt)
         elif isinstance(row, _Slashed):
-            state.slashed.add(row.address)
+            state.slashed[row.address] = row.k
         elif isinstance(row, _Validator):
             state.validators += (Validator(row.address, row.stake),)
         elif isinstance(row, _Next):
@@ -247,6 +248,7 @@ class _Minted:
 @dataclass(frozen=True)
 class _Slashed:
     address: Address
+    k: int
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from blyan_node.chain.store import Batch, Prefix, Store
 from blyan_node.codec import Size, pack, unpack
 from blyan_node.errors import CodecError, StoreError
 
-FORMAT = 2
+FORMAT = 3
 
 T = TypeVar("T")
 
