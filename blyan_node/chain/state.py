@@ -64,8 +64,8 @@ class State:
     ``validators`` decide cut k + 1 and ``next_validators`` cut k + 2: a cut names the set after it, and its proposer
     can know only what was final before. ``bonds`` maps (validator, owner) to an amount. ``minted`` are the receipts
     that have been paid, ``slashed`` maps the keys that were proven to cheat, and never validate again, to the cut that
-    barred them. ``models`` stand in the order in which their manifests took effect; ``layers`` maps (model, unit) to the
-    weights that count now.
+    barred them. ``models`` stand in the order in which their manifests took effect; ``layers`` maps (model, unit) to
+    the weights that count now.
     """
 
     parameters: Parameters
@@ -106,6 +106,11 @@ class State:
         """Tell whether a key may write blocks anchored at this cut: it validates now or next, and never cheated."""
         members = {validator.address for validator in (*self.validators, *self.next_validators)}
         return address in members and address not in self.slashed
+
+    def authors(self) -> tuple[bytes, ...]:
+        """Return all keys that may write blocks anchored at this cut, sorted."""
+        members = {validator.address for validator in (*self.validators, *self.next_validators)}
+        return tuple(sorted(members - self.slashed.keys()))
 
     def bonded_by(self, owner: bytes) -> dict[bytes, int]:
         """Return what an address has bonded, by validator."""

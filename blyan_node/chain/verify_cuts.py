@@ -36,7 +36,7 @@ from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.ledger import Result, fold
 from blyan_node.chain.order import Item, item_of, order, window
 from blyan_node.chain.rules import check_anchor
-from blyan_node.chain.state import State, genesis_state, root_of
+from blyan_node.chain.state import genesis_state, root_of
 from blyan_node.chain.store import Prefix
 from blyan_node.chain.tables import Tables
 from blyan_node.chain.validators import ValidatorSet
@@ -114,7 +114,7 @@ class CutChecks:
         self._network, self._damaged = genesis.network, blocks.damaged
         self._entries, self._tables, self._store = entries, tables, entries.store
         self._settled: Past = self.dag.past_of(self.final.heads)
-        self._anchors = [(genesis.network, _authors(state))]
+        self._anchors = [(genesis.network, frozenset(state.authors()))]
         self._deciders: dict[int, ValidatorSet | None] = {1: ValidatorSet(state.validators)}
         self._last: StoredCut | None = None
         self._finals = _ByCut(entries, Prefix.FINAL, "its place among what is final", _cut_of_final)
@@ -182,7 +182,7 @@ class CutChecks:
         final = replace(self.final, k=k, id=stored.cut.id, heads=stored.cut.heads)
         if self.follows and items is not None:
             final = yield from self._fold(final, stored, items)
-            self._anchors.append((final.id, self._interned(_authors(final.state))))
+            self._anchors.append((final.id, self._interned(frozenset(final.state.authors()))))
             deciders: ValidatorSet | None = ValidatorSet(final.state.validators)
         else:
             named = stored.deciders.hash == stored.cut.next_validators_hash
@@ -250,7 +250,7 @@ class CutChecks:
         state, root = folded.state, folded.state.root()
         if stored.root != root:
             yield Fault(where, "the root that is stored with it is not that of the state after it")
-        if stored.authors != tuple(sorted(_authors(state))):
+        if stored.authors != state.authors():
             yield Fault(where, "the authors that are stored with it are not those that follow from it")
         if state.total() != state.supply or state.supply > state.parameters.cap:
             yield Fault(where, "the money after it does not add up to the supply, or is more than the cap")
@@ -346,11 +346,6 @@ class CutChecks:
             signed = vote.validator in {each.validator for each in certificate.signatures}
             if signed and (vote.round, vote.step) == (certificate.round, PRECOMMIT) and vote.cut != certificate.cut_id:
                 raise RuleError(f"it contradicts the same validator's vote in the certificate of cut {vote.k}")
-
-
-def _authors(state: State) -> frozenset[bytes]:
-    members = {validator.address for validator in (*state.validators, *state.next_validators)}
-    return frozenset(filter(state.may_author, members))
 
 
 def _cut_of_final(_key: bytes, value: bytes) -> int | None:

@@ -17,8 +17,9 @@ import trio
 from blyan_node.chain.block import Block, decode_block
 from blyan_node.chain.cut import Certificate, Cut, check_certificate
 from blyan_node.chain.keys import Key, address_of
+from blyan_node.chain.outcome import Accepted, Committed, Known, Orphan, Refusal, Surplus
 from blyan_node.chain.records import Record
-from blyan_node.chain.replica import Accepted, Committed, Known, Orphan, Refusal, Replica, Surplus
+from blyan_node.chain.replica import Replica
 from blyan_node.chain.rules import check_in_isolation
 from blyan_node.errors import PeerError, RuleError, StoreError
 from blyan_node.p2p import rpc

@@ -35,7 +35,7 @@ from blyan_node.chain.effects import (
     unpack_message,
 )
 from blyan_node.chain.keys import Key
-from blyan_node.chain.replica import Committed
+from blyan_node.chain.outcome import Committed
 from blyan_node.chain.tendermint import Tendermint, abstain_after_loss
 from blyan_node.codec import MAX_INT
 from blyan_node.errors import CodecError, LocalError, PeerError, RuleError, StoreError

@@ -21,6 +21,7 @@ from blyan_node.chain.effects import LogEntry
 from blyan_node.chain.evidence import of_blocks
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key
+from blyan_node.chain.outcome import Accepted
 from blyan_node.chain.records import (
     Arguments,
     BlobRef,
@@ -33,7 +34,7 @@ from blyan_node.chain.records import (
     Unbond,
     make_record,
 )
-from blyan_node.chain.replica import Accepted, Replica
+from blyan_node.chain.replica import Replica
 from blyan_node.chain.validators import ValidatorSet
 from tests.support.chains import KEYS
 from tests.support.money import PARAMETERS

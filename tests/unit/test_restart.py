@@ -124,7 +124,11 @@ def with_bond(amount: int) -> State:
         (lambda: replace(start(), slashed={ONE.address: 1}), [ONE.address], "proven to cheat"),
         (lambda: with_bond(9), [ONE.address], "less than the least stake.*goes back"),
         (start, [], "0 is outside 1..100"),
-        (lambda: replace(start(), slashed={bytes([i, j]) * 10: 1 for i in range(6) for j in range(200)}), [], "1200 keys"),
+        (
+            lambda: replace(start(), slashed={bytes([i, j]) * 10: 1 for i in range(6) for j in range(200)}),
+            [],
+            "1200 keys",
+        ),
         (
             lambda: replace(start(), accounts={i.to_bytes(20): Account(1) for i in range(MAX_BALANCES + 1)}),
             [ONE.address, TWO.address, CHEAT.address],
