@@ -27,7 +27,7 @@ from blyan_node.chain.finals import MAX_ENTRY, StoredCut, final_entry, row_key, 
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.order import window
 from blyan_node.chain.rules import check_in_context, check_stub
-from blyan_node.chain.state import root_of, state_of_rows
+from blyan_node.chain.state import authors_between, root_of, state_of_rows
 from blyan_node.chain.store import Prefix, Store
 from blyan_node.chain.tables import Tables
 from blyan_node.chain.validators import ValidatorSet
@@ -95,13 +95,9 @@ class SnapshotStart(Closing):
             self._remember_last()
 
     def _remember_cut(self) -> None:
-        """Work out what is stored of the oldest of three cuts.
-
-        The validators of the two cuts after it may author on it, but for those that had been barred by then.
-        """
+        """Work out what is stored of the oldest of three cuts."""
         (cut, certificate, _), (after, _, deciders), (_, _, later) = self._recent
-        barred = {address for address, k in self._state.slashed.items() if k <= cut.k}
-        authors = tuple(sorted({*deciders.stakes, *later.stakes} - barred))
+        authors = authors_between(deciders, later, cut.k, self._state)
         self._cuts.append(pack(StoredCut(cut, certificate, after.prev_state_root, deciders, authors)))
 
     def _remember_last(self) -> None:

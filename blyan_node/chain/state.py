@@ -19,6 +19,7 @@ from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis, Money, Parameters,
 from blyan_node.chain.keys import digest
 from blyan_node.chain.merkle import Tree, leaf_hash
 from blyan_node.chain.records import MAX_ARGUMENTS, Address, Amount, BlobRef, Hash, Layer, Manifest
+from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import decode, encode, from_value, to_value
 from blyan_node.errors import CodecError, ConfigError, RuleError
 
@@ -162,6 +163,16 @@ def genesis_state(genesis: Genesis) -> State:
 def root_of(rows: Sequence[bytes]) -> bytes:
     """Return the root of a state from its rows, sorted: see :meth:`State.root`."""
     return digest(STATE_DOMAIN, encode([len(rows), Tree([leaf_hash(row) for row in rows]).root]))
+
+
+def authors_between(deciders: ValidatorSet, later: ValidatorSet, k: int, state: State) -> tuple[bytes, ...]:
+    """Return :meth:`State.authors` of an earlier cut ``k``, of which no state is here.
+
+    ``deciders`` decided cut k + 1 and ``later`` cut k + 2: in the state of cut k these are the validators now and next.
+    ``state`` is any state since, which tells who had been barred by then.
+    """
+    barred = {address for address, since in state.slashed.items() if since <= k}
+    return tuple(sorted({*deciders.stakes, *later.stakes} - barred))
 
 
 def choose_validators(state: State) -> tuple[Validator, ...]:

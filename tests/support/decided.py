@@ -35,6 +35,7 @@ from blyan_node.chain.records import (
     make_record,
 )
 from blyan_node.chain.replica import Replica
+from blyan_node.chain.retention import Retention
 from blyan_node.chain.validators import ValidatorSet
 from tests.support.chains import KEYS
 from tests.support.money import PARAMETERS
@@ -123,9 +124,9 @@ class Decided:
             self.replica.finals.log_vote(entry)
 
 
-def write_chain(directory: Path) -> None:
+def write_chain(directory: Path, retention: Retention | None = None) -> None:
     """Nine cuts over three epochs and a tail: payments, double spends, a slashed equivocator, a model, a release."""
-    with Replica.open(directory, GENESIS) as replica:
+    with Replica.open(directory, GENESIS, retention=retention) as replica:
         chain = Decided(replica)
         one, two, three, cheat = VALIDATORS
         alice, bob, carol, dave = USERS
