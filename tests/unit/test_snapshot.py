@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from blyan_node.api.chain_json import block_json
+from blyan_node.api.chain_service import BlockInfo
 from blyan_node.chain.block import decode_block, decode_stored, strip
 from blyan_node.chain.checkpoint import Checkpoint
 from blyan_node.chain.cut import Certificate, Cut
@@ -131,6 +133,7 @@ def test_a_pruned_chain_verifies_and_keeps_what_proves_it(tmp_path: Path):
                 assert block.id == id
                 assert block.is_stripped == (k <= 6)
                 assert (replica.get(id) is None) == (k <= 6)
+                assert (block_json(BlockInfo(block, k))["records"] is None) == (k <= 6)
         cheat = next(iter(replica.final.state.slashed))
         fork = replica.fork_of(cheat)
         assert fork is not None
