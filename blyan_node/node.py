@@ -21,11 +21,13 @@ from blyan_node.api.auth import Access
 from blyan_node.api.serve import api_url, open_api_listener, serve_api
 from blyan_node.canary import Canary
 from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.checkpoint import parse_checkpoint
 from blyan_node.chain.genesis import Genesis, load_genesis
 from blyan_node.chain.keys import Key, load_or_create_key, show_address, unused_mark
 from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.replica import Replica
 from blyan_node.chain.restart import check_signatures
+from blyan_node.chain.retention import Retention
 from blyan_node.chain_service import NodeChainService
 from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
@@ -79,7 +81,9 @@ async def _main(config: NodeConfig) -> None:
             genesis = await _unless_signalled(signals, partial(choose_genesis, config, data, key, network))
             if genesis is None:
                 return
-            with Replica.open(data.chain, genesis) as replica:
+            checkpoint = None if config.checkpoint is None else parse_checkpoint(config.checkpoint)
+            retention = Retention(bodies=None) if config.archive else Retention()
+            with Replica.open(data.chain, genesis, retention=retention, checkpoint=checkpoint) as replica:
                 _heed_lost_votes(replica, unused_mark(data.key))
                 await _serve(assemble(config, data, key, replica, network, workers), config, data, signals)
 

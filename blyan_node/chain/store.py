@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -55,6 +56,10 @@ class Prefix(bytes, Enum):
     """address, cut, index → movement of money"""
     ROW = b"s"
     """sha256 → row of the final state"""
+    SNAPSHOT = b"p"
+    """cut, page → rows of the state after that cut"""
+    STRIPPED = b"z"
+    """nothing → cut through which the bodies of blocks were pruned"""
     VOTE = b"v"
     """cut, round, step → what this validator signed"""
     ABSTAIN = b"x"
@@ -183,6 +188,33 @@ class Store(Closing):
             f"the chain's database is damaged ({what}). Stop the node, move {self.directory} away and start again: "
             "the node fetches the chain from its peers. A validator waits until it has caught up before it writes"
         )
+
+
+def swap(directory: Path, other: Path) -> None:
+    """Let the closed database in ``other`` take the place of the one in ``directory``, which is removed.
+
+    A crash in between is mended by :func:`finish_swap`. Raises StoreError.
+    """
+    try:
+        directory.rename(_outgoing(directory))
+        other.rename(directory)
+        _sync(directory.parent)
+        shutil.rmtree(_outgoing(directory))
+    except OSError as error:
+        raise StoreError(f"cannot put {other} in the place of {directory}: {error.strerror}") from error
+
+
+def finish_swap(directory: Path) -> None:
+    """Finish a swap that a crash cut off, or undo it, before the database is opened."""
+    outgoing = _outgoing(directory)
+    if outgoing.exists() and directory.exists():
+        shutil.rmtree(outgoing, ignore_errors=True)
+    elif outgoing.exists():
+        outgoing.rename(directory)
+
+
+def _outgoing(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.old")
 
 
 def _end(prefix: bytes) -> bytes | None:

@@ -411,7 +411,7 @@ def test_a_record_behind_one_that_cannot_pay_waits_in_vain():
 def test_evidence_that_proves_nothing_harms_nobody(evidence):
     folded = cut(start(), put(ALICE, 0, evidence))
     assert voids(folded) == [Void.NO_PROOF]
-    assert folded.state.slashed == set()
+    assert folded.state.slashed == {}
     assert folded.state.supply == 4300
 
 

@@ -83,7 +83,7 @@ def test_the_validators_are_those_with_the_most_stake():
     bonds[b"\xff" * 20, ALICE.address] = 9  # below the least stake
     bonds = dict(reversed(bonds.items()))
     cheat = (128).to_bytes(20, "big")
-    state = State(PARAMETERS, bonds=bonds, slashed={cheat})
+    state = State(PARAMETERS, bonds=bonds, slashed={cheat: 1})
     chosen = choose_validators(state)
     assert len(chosen) == 100
     assert chosen[0] == Validator(bytes(20), 209)
@@ -121,7 +121,7 @@ def test_every_part_of_the_state_is_under_its_root():
         {"bonds": {}},
         {"unbonding": []},
         {"minted": set()},
-        {"slashed": set()},
+        {"slashed": {}},
         {"validators": ()},
         {"next_validators": ()},
         {"models": {}},

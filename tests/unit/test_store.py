@@ -12,7 +12,8 @@ from pathlib import Path
 import plyvel
 import pytest
 
-from blyan_node.chain.replica import Accepted, Replica
+from blyan_node.chain.outcome import Accepted
+from blyan_node.chain.replica import Replica
 from blyan_node.chain.store import Batch, Prefix, Store
 from blyan_node.errors import AlreadyRunning, DiskFull, StoreError
 from tests.support.chains import GENESIS, KEYS, NETWORK, Forge

@@ -325,7 +325,7 @@ async def test_validators() -> None:
         api.service.chain.heard[VALIDATORS[1].address] = CUTS + 5  # it is ahead of us
         seats = {each["address"]: each for each in (await get(api, "/validators"))["data"]}
         assert seats[behind]["behind"] == 0
-        api.service.chain.view.final.slashed.add(VALIDATORS[2].address)
+        api.service.chain.view.final.slashed[VALIDATORS[2].address] = 1
         assert (await get(api, "/validators"))["slashed"] == [unheard]
 
 
