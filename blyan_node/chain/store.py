@@ -175,7 +175,9 @@ class Store(Closing):
         except (plyvel.IOError, OSError) as error:
             text = _text(error)
             if any(os.strerror(number) in text for number in FULL) or getattr(error, "errno", None) in FULL:
-                raise DiskFull(f"no space left for the chain in {self.directory}: free some and start again") from error
+                raise DiskFull(
+                    f"no space left for the chain in {self.directory}: free some; a running node then goes on by itself"
+                ) from error
             if "lock" in text.lower():
                 raise AlreadyRunning(f"another process holds the chain in {self.directory}: stop it first") from error
             if isinstance(error, plyvel.IOError) and ("No such file" in text or "Invalid argument" in text):

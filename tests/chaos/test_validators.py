@@ -162,34 +162,42 @@ def signers(node: Node, after: int, through: int) -> set[str]:
 
 
 @pytest.mark.long
-def test_a_damaged_database_is_told_and_fetched_again(net: Testnet) -> None:
+@pytest.mark.parametrize("files", ["*.log", "*.ldb"])
+def test_a_damaged_database_is_told_and_fetched_again(net: Testnet, files: str) -> None:
     node = net.node(3)
     wait_final(net.nodes, pay(net, node))
     net.kill(3)
-    flip(newest(node))
+    if files == "*.ldb":
+        net.restart(3)  # which makes a table of the log
+        net.kill(3)
+    damage(node.directory.chain, files)
     for _ in range(2):  # and it stays as it is, for whoever wants to look
         code, said = start_that_fails(node.data_dir)
         assert code == 1
         assert "the chain's database is damaged" in said
         assert f"move {node.directory.chain} away" in said
-    node.directory.chain.rename(node.data_dir / "damaged")
+    shutil.move(node.directory.chain, node.data_dir / f"damaged-{time.monotonic_ns()}")
     net.restart(3)
     wait_until(lambda: agreed(net.nodes), timeout=WITHIN, what="all fetched again")
     with payments(net):
         wait_cuts(node, 4)
 
 
+def damage(database: Path, files: str) -> None:
+    """Change bytes of files, as a failing disk would."""
+    paths = [path for path in database.glob(files) if path.stat().st_size]
+    assert paths
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        for at in range(10, len(content), 50):
+            content[at] ^= 0xFF
+        path.write_bytes(content)
+
+
 def newest(node: Node) -> Path:
     """The log of a node's database, which holds what was written last."""
     (log,) = node.directory.chain.glob("*.log")
     return log
-
-
-def flip(path: Path) -> None:
-    """Change a byte in the middle of a file, as a failing disk would."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
 
 
 @pytest.mark.long
