@@ -16,7 +16,7 @@ import torch.nn.functional as fn
 from blyan_node.errors import ConfigError, Overloaded, RuleError
 from blyan_node.model.activation import DTYPES, Activation, copy_into, from_tensor
 from blyan_node.model.cache import Cache
-from blyan_node.model.importing import check_tensor, read_safetensors
+from blyan_node.model.importing import read_units
 from blyan_node.model.layers import DecoderLayer, RmsNorm, RotaryEmbedding, Segment, causal_mask
 from blyan_node.model.linear import Linear
 from blyan_node.model.sampler import SamplingParams, check_sampling, sample
@@ -118,15 +118,7 @@ class Shard:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} cannot be computed with; these can: {', '.join(DTYPES)}")
         wanted = dict.fromkeys(blob for unit in spec.units[first : last + 1] for blob in spec.blobs_for(unit))
-        tensors = {}
-        for unit in wanted:
-            if unit not in blobs:
-                raise ConfigError(f"no blob was given for unit {unit}")
-            shapes = spec.unit_tensors(unit)
-            tensors[unit] = read_safetensors(blobs[unit], tuple(shapes))
-            for name, tensor in tensors[unit].items():
-                check_tensor(f"{blobs[unit]}: {unit}: {name}", tensor, shapes[name])
-                tensors[unit][name] = tensor.to(device=device, dtype=DTYPES[dtype])
+        tensors = read_units(spec, wanted, blobs, dtype=DTYPES[dtype], device=device)
         return cls(spec, first, last, tensors, cache_tokens=cache_tokens)
 
     def open(self, session: bytes, capacity: int, first: int | None = None, last: int | None = None) -> Cache:
