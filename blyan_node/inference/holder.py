@@ -15,6 +15,7 @@ import trio
 
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.errors import LocalError, PeerError, RuleError
+from blyan_node.inference.beacons import check_beacons
 from blyan_node.inference.heart import LEAST_APART, Heart
 from blyan_node.inference.library import Library
 from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Held
@@ -209,6 +210,7 @@ class Holder:
             device=self._device,
             cache_tokens=(self._memory - size) // max(1, layers * spec.kv_bytes(self._dtype)),
         )
+        await check_beacons(model, shard, self._exchange, self._workers.compute)
         if self.draining:
             return
         self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard, size)
