@@ -102,6 +102,12 @@ class Holder:
         self._announce(self.plan)
         await trio.sleep(2 * LEAST_APART)  # the heartbeat that says so is out by then
 
+    def reload(self) -> None:
+        """Serve nobody with what is in memory: it is not what was loaded. The next look loads it again."""
+        self._stage.unload()
+        self._serving = None
+        self._announce(None)
+
     async def _look(self) -> tuple[ModelEntry, Range] | None:
         """One look at the swarm: a range to take up where this node has none, or where a gap calls for a move."""
         models = self._library.models()

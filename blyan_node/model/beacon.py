@@ -21,6 +21,7 @@ import torch
 
 from blyan_node.errors import IntegrityError
 from blyan_node.model.activation import DTYPES, Activation, from_tensor
+from blyan_node.model.cache import Cache
 from blyan_node.model.shard import Shard, Work
 from blyan_node.model.spec import ModelSpec
 
@@ -41,26 +42,39 @@ _LARGEST = 2**62
 _STEPS = 1024  # of an input from -1/8 to 1/8: multiples of 2^-10 up to 128 steps, exact in bfloat16 too
 
 
+def rows_of(spec: ModelSpec) -> int:
+    """Positions of a probe."""
+    return min(ROWS, spec.context_length)
+
+
 def probe(shard: Shard, first: int, last: int, seed: bytes) -> bytes:
     """Run units ``first`` to ``last`` of a shard on the input that ``seed`` gives; return the output's summary.
 
-    The input is small, so that what the first layer adds outweighs it. Runs a session of its own of at most ROWS
-    tokens. Raises Overloaded where the caches have no room for it, IntegrityError for an output that is not finite.
+    Raises Overloaded where the caches have no room for it, and what :func:`probe_with` does.
     """
-    spec, rows = shard.spec, min(ROWS, shard.spec.context_length)
-    cache = shard.open(os.urandom(16), rows, first, last)
+    cache = shard.open(os.urandom(16), rows_of(shard.spec), first, last)
     try:
-        if first == 0:
-            work = Work(cache, 0, tokens=_tokens(seed, rows, spec.vocab_size))
-        else:
-            work = Work(cache, 0, activation=_activation(seed, rows, spec.hidden_size, shard.dtype))
-        if last == len(spec.units) - 1:
-            (output,) = shard.logits([work])
-        else:
-            (result,) = shard.step([work])
-            output = _tensor(result)
+        return probe_with(shard, cache, seed)
     finally:
         cache.close()
+
+
+def probe_with(shard: Shard, cache: Cache, seed: bytes) -> bytes:
+    """The same in a cache of :func:`rows_of` positions that is open.
+
+    The input is small, so that what the first layer adds outweighs it. Raises IntegrityError for an output that is not
+    finite.
+    """
+    spec, rows = shard.spec, cache.capacity
+    if cache.first == 0:
+        work = Work(cache, 0, tokens=_tokens(seed, rows, spec.vocab_size))
+    else:
+        work = Work(cache, 0, activation=_activation(seed, rows, spec.hidden_size, shard.dtype))
+    if cache.last == len(spec.units) - 1:
+        (output,) = shard.logits([work])
+    else:
+        (result,) = shard.step([work])
+        output = _tensor(result)
     return _summary(output, seed)
 
 
@@ -68,7 +82,7 @@ def beacon_of(spec: ModelSpec, unit: str, tensors: dict[str, dict[str, torch.Ten
     """The beacon of a unit: what float32 makes of it. ``tensors`` are those of ``spec.blobs_for(unit)``, by unit."""
     index = spec.units.index(unit)
     wide = {name: {key: value.float() for key, value in own.items()} for name, own in tensors.items()}
-    shard = Shard(spec, index, index, wide, cache_tokens=ROWS)
+    shard = Shard(spec, index, index, wide, cache_tokens=rows_of(spec))
     return probe(shard, index, index, root)
 
 
@@ -80,6 +94,13 @@ def check_beacon(shard: Shard, unit: str, root: bytes, expected: bytes) -> None:
             f"unit {unit} computes something else than its publisher did: its beacon is off by {apart:.2g}, "
             f"where {shard.dtype} may be off by {TOLERANCE[shard.dtype]:g}; its layers are not served here"
         )
+
+
+def tolerance(mine: str, theirs: str) -> float:
+    """What :func:`difference` may be between two that compute in these; 0 for one that is unknown."""
+    if theirs not in TOLERANCE:
+        return 0.0
+    return TOLERANCE[mine] if mine == theirs == "float32" else TOLERANCE[mine] + TOLERANCE[theirs]
 
 
 def difference(expected: bytes, found: bytes) -> float:
