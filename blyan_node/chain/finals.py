@@ -111,8 +111,6 @@ class Finals:
 
     def anchor(self, k: int) -> tuple[bytes, frozenset[bytes]]:
         """Return the id of a final cut and who may author on it. Raises StoreError where that cut is not here."""
-        if k == self.last.k:
-            return self.last.id, frozenset(_authors(self.last.state))
         if (known := self._anchors.get(k)) is None:
             if k == 0:
                 known = self._genesis.network, frozenset(_authors(genesis_state(self._genesis)))

@@ -138,7 +138,9 @@ class Record:
     @cached_property
     def unsigned(self) -> bytes:
         """The canonical encoding of everything but the signature."""
-        return encode(to_value(self)[:-1])
+        return _unsigned(
+            self.network, self.kind, self.sender, self.nonce, self.fee, self.expires_at_cut, self.arguments
+        )
 
     @cached_property
     def id(self) -> bytes:
@@ -152,6 +154,12 @@ class Record:
         return unpack(cls, self.arguments, most=MAX_ARGUMENTS)
 
 
+def _unsigned(
+    network: bytes, kind: str, sender: bytes, nonce: int, fee: int, expires_at_cut: int, arguments: bytes
+) -> bytes:
+    return encode([network, to_value(kind), sender, nonce, fee, expires_at_cut, arguments])
+
+
 def sign_record(
     key: Key,
     network: bytes,
@@ -163,7 +171,7 @@ def sign_record(
     expires_at_cut: int = MAX_INT,
 ) -> Record:
     """Make a record of any kind, signed by ``key``. Raises CodecError where a field is out of bounds."""
-    unsigned = encode([network, kind.encode(), key.address, nonce, fee, expires_at_cut, arguments])
+    unsigned = _unsigned(network, kind, key.address, nonce, fee, expires_at_cut, arguments)
     signature = key.sign(digest(RECORD_DOMAIN, unsigned))
     record = Record(network, kind, key.address, nonce, fee, expires_at_cut, arguments, signature)
     if len(arguments) > MAX_ARGUMENTS or not 1 <= len(kind.encode()) <= 32:
