@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-from blyan_node.chain.keys import Key, address_of, digest, recover
+from blyan_node.chain.keys import Key, digest, recover_address
 from blyan_node.codec import MAX_INT, Bound, Size, encode, exactly, pack, to_value, unpack
 from blyan_node.errors import CodecError, RuleError, SignatureError
 
@@ -193,5 +193,5 @@ def check_record(record: Record, network: bytes) -> None:
     """Check a decoded record by itself: its network and its signature. Raises RuleError or SignatureError."""
     if record.network != network:
         raise RuleError("a record of another network")
-    if address_of(recover(digest(RECORD_DOMAIN, record.unsigned), record.signature)) != record.sender:
+    if recover_address(digest(RECORD_DOMAIN, record.unsigned), record.signature) != record.sender:
         raise SignatureError("a record that its sender did not sign")
