@@ -311,7 +311,7 @@ def now_ms() -> int:
 
 def rank_carriers(sender: bytes, state: State) -> list[bytes]:
     """Return the addresses of all who may write blocks, in the order in which they carry a sender's records."""
-    members = {validator.address for validator in (*state.validators, *state.next_validators)} - state.slashed
+    members = {validator.address for validator in (*state.validators, *state.next_validators)} - state.slashed.keys()
     return sorted(members, key=lambda address: digest(CARRIER_DOMAIN, sender + address))
 
 

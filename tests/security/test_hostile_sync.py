@@ -121,7 +121,7 @@ def write_truth(truth: Replica) -> None:
 
 def status_of(replica: Replica) -> Status:
     final = replica.final
-    return Status(NETWORK, replica.height(), final.k, final.id, replica.heads())
+    return Status(NETWORK, replica.height(), final.k, final.id, 0, replica.heads())
 
 
 # GET_CUTS

@@ -38,6 +38,7 @@ from blyan_node.chain.evidence import check_evidence
 from blyan_node.chain.genesis import parse_genesis
 from blyan_node.chain.invite import Checkpoint, Invite, parse_invite
 from blyan_node.chain.records import KINDS, MAX_ARGUMENTS, Evidence, Record
+from blyan_node.chain.retention import Page
 from blyan_node.chain.state import state_of_rows
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import MAX_DEPTH, MAX_INT, decode, encode, pack, unpack
@@ -183,13 +184,15 @@ def exchanged(block: bytes, cut: Cut, certificate: Certificate, record: Record, 
     item = messages.CutItem(cut, certificate, ValidatorSet.of(GENESIS.validators))
     cursor = messages.Cursor(3, 7, ID)
     samples: list[Any] = [
-        messages.Status(NETWORK, 9, 3, ID, (ID, NETWORK)),
+        messages.Status(NETWORK, 9, 3, ID, 1, (ID, NETWORK)),
         messages.GetBlocks((ID,)),
         messages.Blocks((block, block)),
         messages.GetCuts(3),
         messages.Cuts((item, messages.CutItem(cut, certificate, None))),
         messages.GetSince(cursor),
         messages.Since((block,), cursor),
+        messages.GetState(8, 1),
+        messages.StatePage(8, Page(2, (b"row", b"rows"))),
         messages.Tell(pack_message(vote)),
         messages.Told(),
         messages.GetChunk(ID, 9, 1),
