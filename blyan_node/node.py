@@ -30,6 +30,7 @@ from blyan_node.chain_service import NodeChainService
 from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
 from blyan_node.errors import LocalError
+from blyan_node.inference import journal
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
 from blyan_node.inference.library import Library
@@ -110,7 +111,7 @@ def assemble(
     exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
     library = Library(replica, exchange, view, workers.disk, config.models)
     pipeline = Pipeline(network, peers)
-    stage = Stage(network, pipeline, workers.compute)
+    stage = Stage(network, pipeline, workers.compute, journal_limit=int(memory * journal.SHARE))
     heart = Heart(network, peers, key, view, replica.genesis.network)
     return NodeService(
         key=key,

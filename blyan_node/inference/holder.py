@@ -207,7 +207,8 @@ class Holder:
             paths,
             dtype=self._dtype,
             device=self._device,
-            cache_tokens=(self._memory - size) // max(1, layers * spec.kv_bytes(self._dtype)),
+            cache_tokens=(self._memory - size - self._stage.journals.limit)
+            // max(1, layers * spec.kv_bytes(self._dtype)),
         )
         if self.draining:
             return

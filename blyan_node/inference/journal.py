@@ -45,7 +45,7 @@ class Journal:
             self.size -= len(rows.data)
             self.end = start
             if start < position:
-                self.append(start, _rows(rows, 0, position - start))
+                self.append(start, rows.rows(0, position - start))
 
     def clear(self, position: int) -> None:
         """Forget all, and go on from ``position``."""
@@ -61,7 +61,7 @@ class Journal:
         parts = []
         begin = bisect_right(self._pieces, position, key=_start) - 1
         for start, rows in islice(self._pieces, begin, bisect_left(self._pieces, end, key=_start)):
-            parts.append(_rows(rows, max(position - start, 0), min(end - start, rows.shape[0])))
+            parts.append(rows.rows(max(position - start, 0), min(end - start, rows.shape[0])))
         return Activation(parts[0].dtype, (end - position, parts[0].shape[1]), b"".join(part.data for part in parts))
 
 
@@ -107,12 +107,3 @@ class Journals:
 
 def _start(piece: tuple[int, Activation]) -> int:
     return piece[0]
-
-
-def _rows(rows: Activation, start: int, end: int) -> Activation:
-    """Rows ``start`` to ``end`` - 1."""
-    count, hidden = rows.shape
-    if (start, end) == (0, count):
-        return rows
-    width = len(rows.data) // count
-    return Activation(rows.dtype, (end - start, hidden), rows.data[start * width : end * width])

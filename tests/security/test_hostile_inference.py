@@ -204,16 +204,18 @@ async def test_a_session_is_opened_once_and_closed_by_its_entry_only(tmp_path: P
         await villain.open(villain.opening())
         with pytest.raises(Refused, match="open already"):
             await villain.open(villain.opening())
-        victim.service.pipeline.post(villain.target, Close(SESSION))  # from the victim itself, which is not its entry
+        victim.service.pipeline.post(
+            villain.target, Close(SESSION, 0)
+        )  # from the victim itself, which is not its entry
         assert SESSION in victim.service.stage.seats
-        await villain.send(Close(SESSION))
+        await villain.send(Close(SESSION, 0))
         await until(lambda: not victim.service.stage.seats)
 
 
 async def test_a_close_that_overtakes_its_open_leaves_no_seat(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (victim, villain):
         for _ in range(3):
-            await villain.send(Close(SESSION))
+            await villain.send(Close(SESSION, 0))
         await trio.sleep(1)
         with pytest.raises(Refused, match="closed before"):
             await villain.open(villain.opening())
@@ -282,7 +284,7 @@ async def test_frames_of_unknown_sessions_and_of_strangers_do_nothing(
             activations(),
             Drawn(SESSION, 0, 0, 1, ()),
             Failed(SESSION, 0, "x" * 2000, "y"),
-            Close(SESSION),
+            Close(SESSION, 0),
         ):
             await villain.send(frame)
         async with victim.service.generate(replace(GREEDY, max_tokens=40)) as stream:
@@ -294,7 +296,7 @@ async def test_frames_of_unknown_sessions_and_of_strangers_do_nothing(
                         Failed(session, 0, "no", villain.target),
                         Tokens(session, 0, 0, (1,), False),
                         activations(session=session),
-                        Close(session),
+                        Close(session, 0),
                     ):
                         await villain.send(forged)
                     await trio.sleep(0.1)
@@ -386,7 +388,7 @@ async def test_a_close_during_a_step_does_not_free_what_the_step_uses(
         await villain.open(villain.opening())
         await villain.send(Tokens(SESSION, 0, 0, (5,), False))
         await gate.reached.wait()
-        await villain.send(Close(SESSION))
+        await villain.send(Close(SESSION, 0))
         await until(lambda: not victim.service.stage.seats)
         gate.open.set()
         await until(lambda: gate.closed_meanwhile is not None)
