@@ -165,6 +165,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
         await nursery.start(node.pipeline.run)
         await nursery.start(node.stage.run)
         await nursery.start(node.heart.run, node.heartbeat)
+        nursery.start_soon(node.entry.run)
         await nursery.start(node.peers.run)
         await nursery.start(node.holder.run)
         task_status.started()

@@ -161,6 +161,21 @@ class Replaying:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Entry to a stage: tell how far the session got there."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Positions below ``computed`` are done here; ``waiting`` positions of all sessions stand in front of the stage."""
+
+    computed: Position
+    waiting: Position
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Entry to stage 0: token ids for positions from ``position`` on. ``more`` says that further chunks follow."""
 
@@ -227,5 +242,6 @@ OPEN = Method("/blyan/open/1", Open, Opened, max_request=16_384, max_response=64
 RESUME = Method("/blyan/resume/1", Resume, Resumed, max_request=16_384, max_response=64, timeout=20)
 """The time out leaves room for a step that is under way, which has to end first."""
 REPLAY = Method("/blyan/replay/1", Replay, Replaying, max_request=64, max_response=64, timeout=20)
+PROBE = Method("/blyan/probe/1", Probe, Probed, max_request=64, max_response=64, timeout=5)
 
 HEARTBEAT_TOPIC = "blyan/heartbeats/1"

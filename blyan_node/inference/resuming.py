@@ -8,14 +8,28 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import trio
+
 from blyan_node.errors import Refused
 from blyan_node.inference.journal import Journals
-from blyan_node.inference.messages import REPLAY, RESUME, Activations, Replay, Replaying, Resume, Resumed
+from blyan_node.inference.messages import (
+    PROBE,
+    REPLAY,
+    RESUME,
+    Activations,
+    Probe,
+    Probed,
+    Replay,
+    Replaying,
+    Resume,
+    Resumed,
+)
 from blyan_node.inference.pipeline import Pipeline
 from blyan_node.inference.seat import Seat
 from blyan_node.p2p import rpc
 from blyan_node.p2p.transport import Network, PeerId
 
+MAX_WAITING = 2**20
 CHUNK = 128  # positions that are sent again together
 
 
@@ -31,7 +45,7 @@ class Floor:
 
 
 class Resuming:
-    """Answers RESUME and REPLAY for the seats of a stage."""
+    """Answers RESUME, REPLAY and PROBE for the seats of a stage."""
 
     def __init__(self, pipeline: Pipeline, journals: Journals, floor: Floor) -> None:
         self._pipeline, self._journals, self._floor = pipeline, journals, floor
@@ -41,6 +55,7 @@ class Resuming:
         """Answer peers from now on."""
         rpc.serve(network, RESUME, self.resume, concurrency=64)
         rpc.serve(network, REPLAY, self.replay, concurrency=64)
+        rpc.serve(network, PROBE, self.probe, concurrency=64)
 
     async def resume(self, peer: PeerId, request: Resume) -> Resumed:
         """Move a seat to a new epoch and route; answer what it holds. Raises Refused, ProtocolViolation."""
@@ -64,6 +79,13 @@ class Resuming:
         seat.replay = range(request.send_from, request.keep)
         self._send_more()
         return Replaying(request.epoch)
+
+    async def probe(self, peer: PeerId, request: Probe) -> Probed:
+        """Tell how far a session has got here. Raises Refused where it is none of the peer's."""
+        await trio.lowlevel.checkpoint()
+        seat = self._seat_of(peer, request.session)
+        waiting = sum(max(0, one.expected - one.cache.length) for one in self._floor.seats.values())
+        return Probed(seat.cache.length, min(waiting, MAX_WAITING))
 
     def _seat_of(self, peer: PeerId, session: bytes) -> Seat:
         seat = self._floor.seats.get(session)

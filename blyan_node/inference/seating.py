@@ -8,6 +8,7 @@ next stage ready. Then the log flows, from where the first stage lacks it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,22 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from blyan_node.errors import PeerError, ProtocolViolation, Refused
-from blyan_node.inference.messages import OPEN, REPLAY, RESUME, Close, Drawn, Leg, Open, Replay, Resume, Trace
+from blyan_node.inference.messages import (
+    OPEN,
+    PROBE,
+    REPLAY,
+    RESUME,
+    Close,
+    Drawn,
+    Leg,
+    Open,
+    Probe,
+    Probed,
+    Replay,
+    Resume,
+    Trace,
+)
+from blyan_node.inference.patience import Patience
 from blyan_node.inference.pipeline import Pipeline
 from blyan_node.inference.recovery import Standing, Task, share_out
 from blyan_node.inference.stage import Stage
@@ -23,13 +39,15 @@ from blyan_node.p2p import rpc
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network, PeerId
 
+log = logging.getLogger(__name__)
+
 
 class SessionLost(PeerError):
     """A session cannot go on along its route; ``culprit`` is the peer to replace, who may have done no wrong."""
 
-    def __init__(self, reason: str, culprit: PeerId, *, leaving: bool = False) -> None:
+    def __init__(self, reason: str, culprit: PeerId) -> None:
         super().__init__(reason)
-        self.culprit, self.leaving = culprit, leaving
+        self.culprit = culprit
 
 
 @dataclass
@@ -42,6 +60,8 @@ class Session:
     epoch: int = -1
     flows: bool = False  # the route is open, and the log is on its way
     grace: float = 0.0  # seconds that the next token may take
+    patience: Patience = field(default_factory=Patience)
+    leaving: set[PeerId] = field(default_factory=set)  # who said so in this epoch
     lost: set[PeerId] = field(default_factory=set)  # to be replaced with the next route
     traces: list[Trace] = field(default_factory=list)
 
@@ -67,12 +87,13 @@ class Session:
         """Begin the next epoch; what came in the one before is void."""
         self.legs, self.epoch = legs, self.epoch + 1
         self.lost.clear()
+        self.leaving.clear()
         self.traces.clear()
         self._open_mailbox()
 
     def _open_mailbox(self) -> None:
-        # as many as it may draw, and one loss for each peer
-        size = self.opening.limit + 1 + len(self.legs)
+        # as many as it may draw, and for each peer that it leaves or is lost
+        size = self.opening.limit + 1 + 2 * len(self.legs)
         self.mailbox, self.incoming = trio.open_memory_channel[Drawn | SessionLost](size)
 
 
@@ -107,6 +128,27 @@ class Seating:
             if _is_needed(standings[index], tasks[index]):
                 await self._replay(session, index, tasks[index])
         return tasks[0].keep
+
+    async def probe(self, session: Session) -> list[Probed | None]:
+        """Ask all stages how far they got; None for each that does not answer."""
+        answers: list[Probed | None] = [None] * len(session.legs)
+
+        async def ask(index: int, peer: PeerId) -> None:
+            probe = Probe(session.id)
+            try:
+                with self._while_there(peer):
+                    if peer == self._network.peer_id:
+                        answer = await self._stage.resuming.probe(peer, probe)
+                    else:
+                        answer = await rpc.call(self._network, peer, PROBE, probe)
+                answers[index] = answer
+            except PeerError as error:
+                log.info("%s does not say how far it got: %s", peer, error)
+
+        async with trio.open_nursery() as nursery:
+            for index, leg in enumerate(session.legs):
+                nursery.start_soon(ask, index, PeerId(leg.peer))
+        return answers
 
     def close(self, session: Session) -> None:
         """Free the seats."""

@@ -22,6 +22,7 @@ from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piec
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.library import Known, Library
 from blyan_node.inference.messages import MILLION, Drawn, Failed, Leg, Open, Tokens
+from blyan_node.inference.patience import suspects
 from blyan_node.inference.pipeline import Pipeline
 from blyan_node.inference.route import Measurements, mend, plan
 from blyan_node.inference.seating import Seating, Session, SessionLost
@@ -38,8 +39,6 @@ CHUNK = 128  # positions of a prompt that travel together: long prompts let the 
 DEFAULT_COMPLETION = 512  # tokens, where the caller sets no bound
 ATTEMPTS = 5  # to find a route that brings a token, in a row
 RETRY_FIRST = 0.1  # seconds before the third attempt, in which the view may learn who is gone; doubles with each
-STALL = 30.0  # seconds without a token, besides those that the prompt may take
-PREFILL_RATE = 20.0  # positions per second that the slowest route is granted
 PATIENCE = 30.0  # seconds that a generation under way waits for somebody to take over lost layers
 MAX_SESSIONS = 1024
 
@@ -109,9 +108,8 @@ class Entry:
                         f"layers were lost and nobody took them over: {error}", partial=text.text
                     ) from error
                 except PeerError as error:
-                    failures += 1
-                    self._give_up(session, error)
-                    log.warning("generation lost its route (%s), attempt %d", error, failures)
+                    failures += self._give_up(session, error)
+                    log.warning("a generation goes on along another route, attempt %d: %s", failures, error)
                     if failures == ATTEMPTS:
                         if isinstance(error.__cause__, Refused) and not started:
                             raise Overloaded(f"no route had room for this generation: {error}") from error
@@ -158,7 +156,7 @@ class Entry:
         # the last position passes in any case: a token is drawn from it
         start = await self._seating.take(session, legs, len(tokens) - 1)
         await self._send_log(session, tokens, start)
-        session.grace = STALL + len(tokens) / PREFILL_RATE
+        session.grace = session.patience.prefill(len(tokens))
         session.flows = True
 
     async def _plan(self, session: Session, known: Known, *, patience: float) -> tuple[Leg, ...]:
@@ -183,14 +181,14 @@ class Entry:
                     raise
             await self._heart.changed.after(seen, most=min(1.0, deadline - now))
 
-    def _give_up(self, session: Session, error: PeerError) -> None:
-        """Note who is to be replaced, besides whom the session has lost already, and avoid those who failed."""
+    def _give_up(self, session: Session, error: PeerError) -> bool:
+        """Note who is to be replaced, and avoid those who failed; False where somebody just leaves."""
         session.flows = False
         if isinstance(error, SessionLost):
             session.lost.add(error.culprit)
-        leaving = {error.culprit} if isinstance(error, SessionLost) and error.leaving else set()
-        for peer in session.lost - leaving:
+        for peer in session.lost - session.leaving:
             self.measurements.failed(peer, trio.current_time())
+        return not (isinstance(error, SessionLost) and error.culprit in session.leaving)
 
     # --- along it ---
 
@@ -207,19 +205,35 @@ class Entry:
 
     async def _next(self, session: Session, known: Known, position: int) -> int:
         """The token at ``position``. Raises SessionLost, also where none comes for as long as the session allows."""
-        with trio.move_on_after(session.grace) as waited:
+        began, item = trio.current_time(), None
+        with trio.move_on_after(session.grace):
             item = await session.incoming.receive()
-        if waited.cancelled_caught:
-            raise SessionLost(f"no token came for {session.grace:.0f} s", PeerId(session.legs[0].peer))
+        if item is None:
+            item = await self._wait_on(session, position)
         if isinstance(item, SessionLost):
             raise item
         if item.position != position:
             raise SessionLost(f"a token for position {item.position} where {position} was due", session.drawer)
         if item.token >= known.spec.vocab_size:
             raise SessionLost(f"token {item.token} of a vocabulary of {known.spec.vocab_size}", session.drawer)
+        if session.traces:  # the first token of an epoch has the prompt or a recovery before it
+            session.patience.took(trio.current_time() - began)
         session.traces.append(item.trace)
-        session.grace = STALL
+        session.grace = session.patience.step()
         return item.token
+
+    async def _wait_on(self, session: Session, position: int) -> Drawn | SessionLost:
+        """A token is overdue: find out who holds it up, and wait on only for what stands in front of that stage."""
+        answers = await self._seating.probe(session)
+        session.patience.stalls += 1
+        computed = [answer.computed if answer else None for answer in answers]
+        late = suspects(computed, position, session.patience.stalls)
+        waiting = answer.waiting if (answer := answers[late[0]]) else 0
+        with trio.move_on_after(session.patience.queue(waiting)):
+            return await session.incoming.receive()
+        culprits = [PeerId(session.legs[index].peer) for index in late]
+        session.lost.update(culprits)
+        return SessionLost(f"no token came for {session.grace:.0f} s: {', '.join(culprits)} held it up", culprits[0])
 
     def _on_drawn(self, peer: PeerId, frame: Drawn) -> None:
         session = self.sessions.get(frame.session)
@@ -236,6 +250,21 @@ class Entry:
         for session in self.sessions.values():
             if peer in session.peers:
                 _post(session, SessionLost(f"lost {peer}", peer))
+
+    async def run(self) -> None:
+        """Move sessions off peers that say they leave, while these still serve them; until cancelled."""
+        seen = 0
+        while True:
+            seen = await self._heart.changed.after(seen)
+            now, me = trio.current_time(), self._network.peer_id
+            leaving = self._view.leaving(now) - {me}
+            for session in self.sessions.values():
+                for peer in session.peers & leaving - session.leaving:
+                    opening = session.opening
+                    whose = (self._view, opening.model, opening.version)
+                    if mend(session.legs, {peer}, *whose, self.measurements, me=me, now=now):
+                        session.leaving.add(peer)
+                        _post(session, SessionLost(f"{peer} is leaving", peer))
 
     def _hops(self, known: Known, session: Session) -> tuple[Hop, ...]:
         """What is known of each stage by now: medians over the decode steps (the first trace is the prefill's)."""
