@@ -10,6 +10,7 @@ from blyan_node.inference.generation import Sampling
 from blyan_node.inference.messages import MILLION, Leg, Open
 from blyan_node.model.activation import Activation
 from blyan_node.model.cache import Cache
+from blyan_node.model.kv_memory import PAGE
 from blyan_node.model.shard import Shard
 from blyan_node.p2p.transport import PeerId
 
@@ -67,8 +68,8 @@ class Seat:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes reserved for the session's keys and values."""
-        return self.cache.capacity * self.cache.layers * self.shard.spec.kv_bytes(self.shard.dtype)
+        """Bytes of the pages that the session has claimed for its keys and values."""
+        return self.cache.pages * PAGE * self.cache.layers * self.shard.spec.kv_bytes(self.shard.dtype)
 
     @property
     def is_last(self) -> bool:

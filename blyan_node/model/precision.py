@@ -24,7 +24,13 @@ class Precision:
 
 def fast_dtype(device: str) -> str:
     """The fastest dtype that is computed in as it is: bfloat16 where the device has instructions for it."""
-    return "bfloat16" if not device.startswith("cpu") or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    return "bfloat16" if not device.startswith("cpu") or _has_bf16() else "float32"
+
+
+def _has_bf16() -> bool:
+    """Tell whether the processor multiplies in bfloat16, and does not only widen it."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def precision_of(dtype: str, device: str) -> Precision:

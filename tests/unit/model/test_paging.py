@@ -199,7 +199,7 @@ def test_mapped_memory_is_the_systems_to_use_until_written_and_once_forgotten() 
 def resident(memory: MappedMemory) -> int:
     """Bytes of memory behind its addresses: the system keeps eight bytes for each page, the highest bit says so."""
     start, pages = memory._layers[0][0].data_ptr() // mmap.PAGESIZE, len(memory._map) // mmap.PAGESIZE
-    with open("/proc/self/pagemap", "rb") as file:
+    with Path("/proc/self/pagemap").open("rb") as file:
         file.seek(8 * start)
         entries = np.frombuffer(file.read(8 * pages), "<u8")
     return int((entries >> 63).sum()) * mmap.PAGESIZE
