@@ -87,7 +87,7 @@ class Open:
     """Reserve a place for a session on a stage. ``stage`` is the receiver's index in ``route``.
 
     The last stage draws tokens by (seed, position) until one of ``stop_tokens`` or position ``limit``; stage 0 feeds
-    each back without asking the entry.
+    each back without asking the entry. ``prompt`` is how many of these positions are to be filled at once.
     """
 
     session: SessionId
@@ -101,6 +101,7 @@ class Open:
     top_p: Annotated[int, Bound(MILLION)]
     seed: int
     stop_tokens: Annotated[tuple[Token, ...], Size(64)]
+    prompt: Annotated[int, Bound(2**24)] = 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blyan_node.errors import ProtocolViolation
 from blyan_node.inference.generation import Sampling
@@ -38,6 +38,25 @@ class Input:
     activation: Activation | None
     trace: tuple[tuple[int, int], ...]
     number: int = 0  # in the order of arrival
+
+    def split(self, count: int) -> tuple[Input, Input]:
+        """Cut it in two, the first of ``count`` positions."""
+        tokens, activation = self.tokens, self.activation
+        first = replace(
+            self,
+            count=count,
+            more=True,
+            tokens=tokens[:count] if tokens else None,
+            activation=activation.rows(0, count) if activation else None,
+        )
+        rest = replace(
+            self,
+            position=self.position + count,
+            count=self.count - count,
+            tokens=tokens[count:] if tokens else None,
+            activation=activation.rows(count, self.count) if activation else None,
+        )
+        return first, rest
 
 
 @dataclass

@@ -40,7 +40,8 @@ DEFAULT_COMPLETION = 512  # tokens, where the caller sets no bound
 ATTEMPTS = 5
 STALL = 30.0  # seconds without a token, besides those that the prompt may take
 PREFILL_RATE = 20.0  # positions per second that the slowest route is granted
-PATIENCE = 30.0  # seconds that a generation under way waits for somebody to take over lost layers
+PATIENCE = 30.0  # seconds that a generation under way waits for somebody to take over lost layers, or for room
+ROOM_AGAIN = 0.5  # seconds between two looks for room
 MAX_SESSIONS = 1024
 
 
@@ -112,12 +113,13 @@ class Entry:
         text = TextStream(known.tokenizer.stream(), request.stop)
         reason, failures, started = "length", 0, False
         hops: tuple[Hop, ...] = ()
+        patient_until = began + PATIENCE
 
         while True:
             before = len(tokens)
             try:
                 legs = await self._plan(model, known, patience=PATIENCE if started else 0.0)
-                async with self._open(model, known, legs, limit, request.sampling) as session:
+                async with self._open(model, known, legs, before, limit, request.sampling) as session:
                     if not started:
                         started = True
                         yield Started(model.name, prompt_tokens, self._hops(known, session))
@@ -126,6 +128,7 @@ class Entry:
                     while len(tokens) < limit:
                         token = await self._next(session, known, len(tokens), grace)
                         first_at, grace = first_at or trio.current_time(), STALL
+                        patient_until = trio.current_time() + PATIENCE
                         if token in known.tokenizer.eos_ids:
                             reason = "stop"
                             break
@@ -146,6 +149,9 @@ class Entry:
                     f"layers were lost and nobody took them over: {error}", partial=text.text
                 ) from error
             except PeerError as error:
+                if started and isinstance(error, Refused) and trio.current_time() < patient_until:
+                    await trio.sleep(ROOM_AGAIN)  # full, not broken: others come to their end
+                    continue
                 failures = 1 if len(tokens) > before else failures + 1  # a route that brought tokens was a good one
                 log.warning("generation lost its route (%s), attempt %d", error, failures)
                 if failures == ATTEMPTS:
@@ -170,7 +176,7 @@ class Entry:
 
     @asynccontextmanager
     async def _open(
-        self, model: ModelEntry, known: Known, legs: tuple[Leg, ...], limit: int, sampling: Sampling
+        self, model: ModelEntry, known: Known, legs: tuple[Leg, ...], prompt: int, limit: int, sampling: Sampling
     ) -> AsyncIterator[Session]:
         """Reserve a place on each stage of a route at once; on the way out, free them again."""
         mailbox, incoming = trio.open_memory_channel[Drawn | SessionLost](limit + 1)
@@ -180,7 +186,7 @@ class Entry:
             refusals: list[SessionLost] = []
             async with trio.open_nursery() as nursery:
                 for index in range(len(legs)):
-                    request = _opening(session, index, model, known, limit, sampling)
+                    request = _opening(session, index, model, known, prompt, limit, sampling)
                     nursery.start_soon(self._open_stage, request, refusals)
             if refusals:
                 for refusal in refusals:
@@ -294,7 +300,9 @@ def _post(session: Session, item: Drawn | SessionLost) -> None:
         log.warning("dropped a frame for a session whose mailbox is full")
 
 
-def _opening(session: Session, index: int, model: ModelEntry, known: Known, limit: int, sampling: Sampling) -> Open:
+def _opening(
+    session: Session, index: int, model: ModelEntry, known: Known, prompt: int, limit: int, sampling: Sampling
+) -> Open:
     return Open(
         session=session.id,
         epoch=0,
@@ -307,6 +315,7 @@ def _opening(session: Session, index: int, model: ModelEntry, known: Known, limi
         top_p=round(sampling.top_p * MILLION),
         seed=sampling.seed,
         stop_tokens=tuple(sorted(known.tokenizer.eos_ids)),
+        prompt=prompt,
     )
 
 

@@ -24,6 +24,11 @@ class Activation:
     shape: tuple[int, int]
     data: bytes
 
+    def rows(self, first: int, end: int) -> Activation:
+        """The tokens from ``first`` to before ``end``."""
+        row = len(self.data) // self.shape[0]
+        return Activation(self.dtype, (end - first, self.shape[1]), self.data[first * row : end * row])
+
     def check(self, spec: ModelSpec, dtype: str, tokens: int) -> None:
         """Raise RuleError unless this is ``tokens`` rows of finite ``dtype`` numbers for this model."""
         if self.dtype != dtype:

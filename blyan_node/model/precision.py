@@ -29,7 +29,7 @@ def fast_dtype(device: str) -> str:
 
 def _has_bf16() -> bool:
     """Tell whether the processor multiplies in bfloat16, and does not only widen it."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
