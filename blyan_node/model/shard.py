@@ -6,7 +6,7 @@ Nothing here waits or locks: ``step`` runs on a worker thread, one call at a tim
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Shard:
         spec: ModelSpec,
         first: int,
         last: int,
-        weights: Mapping[str, UnitWeights],
+        load: Callable[[str], UnitWeights],
         how: Precision,
         device: str,
         *,
@@ -89,9 +89,12 @@ class Shard:
         self.device = torch.device(device)
         self._torch_dtype = DTYPES[how.compute]
         self._sessions: set[bytes] = set()
+        ends = dict.fromkeys(blob for unit in units for blob in spec.blobs_for(unit) if not blob.startswith("layer."))
+        weights = {unit: load(unit) for unit in ends}
         self._embedding = weights["embed"].matrices["embed_tokens.weight"] if first == 0 else None
         layers = [unit for unit in units if unit.startswith("layer.")]
-        self._layers = [DecoderLayer(spec, index, weights[unit]) for index, unit in enumerate(layers)]
+        # One by one: what packing or stacking has copied is let go before the next is read.
+        self._layers = [DecoderLayer(spec, index, load(unit)) for index, unit in enumerate(layers)]
         self._rotary = RotaryEmbedding(spec, self._torch_dtype, self.device)
         self._pool = Pool(
             cache_tokens,
@@ -137,9 +140,12 @@ class Shard:
         if missing := wanted.keys() - blobs.keys():
             raise ConfigError(f"no blob was given for unit {min(missing)}")
         how = precision_of(dtype, device)
-        weights = {unit: load_unit(spec, unit, blobs[unit], how, device) for unit in wanted}
         slab = not device.startswith("cpu") if slab is None else slab
-        return cls(spec, first, last, weights, how, device, cache_tokens=cache_tokens, slab=slab)
+
+        def load(unit: str) -> UnitWeights:
+            return load_unit(spec, unit, blobs[unit], how, device)
+
+        return cls(spec, first, last, load, how, device, cache_tokens=cache_tokens, slab=slab)
 
     def open(
         self,

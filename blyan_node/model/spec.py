@@ -28,10 +28,12 @@ class Family:
 
     qk_norm: bool  # an RMSNorm over each head of q and k, before the rotation
     gguf_pairs: bool  # GGUF files hold q and k permuted for rotation in pairs
+    qkv_bias: bool = False  # biases on q, k and v and never on the output, and config.json says nothing of them
 
 
 FAMILIES = {
     "llama": Family(qk_norm=False, gguf_pairs=True),
+    "qwen2": Family(qk_norm=False, gguf_pairs=False, qkv_bias=True),
     "qwen3": Family(qk_norm=True, gguf_pairs=False),
 }
 
@@ -137,8 +139,9 @@ class ModelSpec:
                 "self_attn.q_proj.bias": (queries,),
                 "self_attn.k_proj.bias": (keys,),
                 "self_attn.v_proj.bias": (keys,),
-                "self_attn.o_proj.bias": (hidden,),
             }
+            if not FAMILIES[self.family].qkv_bias:
+                tensors["self_attn.o_proj.bias"] = (hidden,)
         if self.qk_norm:
             tensors |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
         return tensors

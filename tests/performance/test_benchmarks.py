@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["chain", "wire", "model", "daemons"])
+@pytest.mark.parametrize("name", ["chain", "wire", "model", "daemons", "quality"])
 def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", name], check=False, capture_output=True, text=True, timeout=880

@@ -30,7 +30,7 @@ def spec(**changes: Any) -> ModelSpec:
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, LLAMA3])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_json_brings_the_spec_back(family: str, scaling: dict[str, Any] | None) -> None:
     original = spec(family=family, rope_scaling=scaling)
     assert ModelSpec.from_json(original.to_json()) == original
