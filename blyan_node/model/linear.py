@@ -39,7 +39,7 @@ class Linear:
         if eight_bit:
             self._product = _EightBit(eight_bit[0] if len(eight_bit) == 1 else Quantized.stack(eight_bit), bias)
         else:
-            self._product = _dense(dense[0] if len(dense) == 1 else torch.cat(dense), bias)
+            self._product = _Dense(dense[0] if len(dense) == 1 else torch.cat(dense), bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply: [tokens, in] to [tokens, sum of out]."""
@@ -50,12 +50,18 @@ class Linear:
         return torch.split(self._product(x), self._sizes, dim=-1)
 
 
-def _dense(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    if not _can_pack(weight):
-        return lambda x: fn.linear(x, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda x: multiply(x, packed, bias, "none", [], "")
+class _Dense:
+    """A product with a weight in what is computed in, packed where that can be."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._is_packed, self._bias = _can_pack(weight), bias
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_packed else weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._is_packed:
+            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return product
+        return fn.linear(x, self._weight, self._bias)
 
 
 def _can_pack(weight: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ Nothing here waits or locks: ``step`` runs on a worker thread, one call at a tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,16 @@ import torch.nn.functional as fn
 from blyan_node.errors import ConfigError, RuleError
 from blyan_node.model.activation import DTYPES, Activation, copy_into, from_tensor
 from blyan_node.model.cache import Cache, Pool
+from blyan_node.model.importing import read_units
+from blyan_node.model.integrity import check_resident, resident_digest
 from blyan_node.model.kv_memory import PAGE
 from blyan_node.model.layers import DecoderLayer, RmsNorm, RotaryEmbedding, Segment, causal_mask
 from blyan_node.model.linear import Linear
-from blyan_node.model.precision import SETTINGS, Precision, precision_of
+from blyan_node.model.precision import SETTINGS, precision_of
 from blyan_node.model.quantize import Quantized
 from blyan_node.model.sampler import SamplingParams, check_sampling, sample
 from blyan_node.model.spec import ModelSpec
-from blyan_node.model.weights import UnitWeights, load_unit
+from blyan_node.model.weights import bring
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,30 @@ class Shard:
         spec: ModelSpec,
         first: int,
         last: int,
-        load: Callable[[str], UnitWeights],
-        how: Precision,
-        device: str,
+        tensors: Mapping[str, dict[str, torch.Tensor]],
         *,
+        dtype: str = "float32",
+        device: str = "cpu",
         cache_tokens: int,
-        slab: bool,
+        slab: bool | None = None,
     ) -> None:
         units = spec.units[first : last + 1]
         self.spec, self.first, self.last = spec, first, last
-        self.dtype = how.compute
+        self.precision = precision_of(dtype, device)
+        self.dtype = self.precision.compute
         """Of activations and caches: "float32" or "bfloat16"."""
         self.device = torch.device(device)
-        self._torch_dtype = DTYPES[how.compute]
+        self._torch_dtype = DTYPES[self.dtype]
+        self._seals: dict[str, bytes] = {}  # by unit, hashes of what was loaded
         self._sessions: set[bytes] = set()
         ends = dict.fromkeys(blob for unit in units for blob in spec.blobs_for(unit) if not blob.startswith("layer."))
-        weights = {unit: load(unit) for unit in ends}
+        weights = {unit: bring(tensors[unit], self.precision, device) for unit in ends}
         self._embedding = weights["embed"].matrices["embed_tokens.weight"] if first == 0 else None
         layers = [unit for unit in units if unit.startswith("layer.")]
-        # One by one: what packing or stacking has copied is let go before the next is read.
-        self._layers = [DecoderLayer(spec, index, load(unit)) for index, unit in enumerate(layers)]
+        # One by one: what packing or stacking has copied is let go before the next comes.
+        self._layers = [
+            DecoderLayer(spec, index, bring(tensors[unit], self.precision, device)) for index, unit in enumerate(layers)
+        ]
         self._rotary = RotaryEmbedding(spec, self._torch_dtype, self.device)
         self._pool = Pool(
             cache_tokens,
@@ -103,7 +109,7 @@ class Shard:
             head_dim=spec.head_dim,
             dtype=self._torch_dtype,
             device=self.device,
-            slab=slab,
+            slab=self.device.type != "cpu" if slab is None else slab,
         )
         self._norm: RmsNorm | None = None
         if units[-1] == "head":
@@ -137,15 +143,31 @@ class Shard:
         if dtype not in SETTINGS:
             raise ConfigError(f"dtype {dtype!r} cannot be computed with; these can: {', '.join(SETTINGS)}")
         wanted = dict.fromkeys(blob for unit in spec.units[first : last + 1] for blob in spec.blobs_for(unit))
-        if missing := wanted.keys() - blobs.keys():
-            raise ConfigError(f"no blob was given for unit {min(missing)}")
-        how = precision_of(dtype, device)
-        slab = not device.startswith("cpu") if slab is None else slab
+        tensors = read_units(spec, wanted, blobs)
+        shard = cls(spec, first, last, tensors, dtype=dtype, device=device, cache_tokens=cache_tokens, slab=slab)
+        shard._seals = {unit: resident_digest(shard._parts(unit)) for unit in shard.units}
+        return shard
 
-        def load(unit: str) -> UnitWeights:
-            return load_unit(spec, unit, blobs[unit], how, device)
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the units that are loaded."""
+        return self.spec.units[self.first : self.last + 1]
 
-        return cls(spec, first, last, load, how, device, cache_tokens=cache_tokens, slab=slab)
+    def verify(self, *units: str) -> None:
+        """Hash the weights of these units, or all, as they lie in memory now.
+
+        Raises IntegrityError, naming the unit, where they are not what was loaded.
+        """
+        for unit in units or self.units:
+            check_resident(unit, self._parts(unit), self._seals[unit])
+
+    def _parts(self, unit: str) -> object:
+        """All that a unit computes with."""
+        if unit == "embed":
+            return self._embedding
+        if unit == "head":
+            return self._norm, self._projection
+        return self._layers[self.units.index(unit) - (self.first == 0)], self._rotary
 
     def open(
         self,

@@ -1,17 +1,15 @@
-"""The weights of one unit in memory: read from its blob, checked against the spec, in the precision asked for."""
+"""The weights of one unit in memory, in the precision asked for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from blyan_node.model.importing import STORED, check_tensor, read_safetensors
+from blyan_node.model.activation import DTYPES
 from blyan_node.model.linear import Weight
 from blyan_node.model.precision import Precision
 from blyan_node.model.quantize import quantize_to_fp8, quantize_to_int8
-from blyan_node.model.spec import ModelSpec
 
 _QUANTIZE = {"int8": quantize_to_int8, "fp8": quantize_to_fp8}
 
@@ -29,17 +27,14 @@ class UnitWeights:
         return sum(tensor.nbytes for tensor in (*self.matrices.values(), *self.vectors.values()))
 
 
-def load_unit(spec: ModelSpec, unit: str, path: Path, precision: Precision, device: str) -> UnitWeights:
-    """Map a blob and bring its tensors to a device. They stay mapped where they are in the wanted form already.
+def bring(tensors: dict[str, torch.Tensor], precision: Precision, device: str) -> UnitWeights:
+    """Bring the tensors of a unit to a device and a precision. They stay mapped where they are in that form already.
 
     Every matrix is quantised where the precision says so: embedding and output projection as those of the layers.
-    Raises CheckpointError for a blob that does not fit the spec.
     """
-    compute = STORED[precision.compute]
+    compute = DTYPES[precision.compute]
     weights = UnitWeights({}, {})
-    shapes = spec.unit_tensors(unit)
-    for name, tensor in read_safetensors(path, tuple(shapes)).items():
-        check_tensor(f"{path}: {unit}: {name}", tensor, shapes[name])
+    for name, tensor in tensors.items():
         if tensor.dim() == 1:
             weights.vectors[name] = tensor.to(device=device, dtype=compute)
         elif precision.dtype not in _QUANTIZE:

@@ -9,10 +9,11 @@ import torch
 
 from blyan_node.errors import CheckpointError
 from blyan_node.model import checkpoint_spec
+from blyan_node.model.importing import read_units
 from blyan_node.model.layers import rotary_frequencies
 from blyan_node.model.precision import Precision
 from blyan_node.model.spec import ModelSpec, RopeScaling
-from blyan_node.model.weights import load_unit
+from blyan_node.model.weights import bring
 from tests.support.models import tiny_config
 from tests.unit.model.conftest import Imported
 
@@ -150,5 +151,5 @@ def test_qwen3_8b_in_fp8_takes_less_than_8_gib_with_every_matrix_quantised() -> 
 def test_the_budget_is_what_a_loaded_unit_takes(tiny: Imported, dtype: str) -> None:
     how = Precision(dtype, "float32" if dtype == "float32" else "bfloat16", dtype)
     for unit in ("embed", "layer.0", "head"):
-        weights = load_unit(tiny.spec, unit, tiny.blobs[unit], how, "cpu")
+        weights = bring(read_units(tiny.spec, [unit], tiny.blobs)[unit], how, "cpu")
         assert weights.nbytes == tiny.spec.unit_bytes(unit, how.resident, how.compute)
