@@ -93,7 +93,7 @@ class Open:
     A place that the stage has in the session at a lower epoch is given up for it.
 
     The last stage draws tokens by (seed, position) until one of ``stop_tokens`` or position ``limit``; stage 0 feeds
-    each back without asking the entry.
+    each back without asking the entry. ``prompt`` is how many of these positions are to be filled at once.
     """
 
     session: SessionId
@@ -107,6 +107,7 @@ class Open:
     top_p: Annotated[int, Bound(MILLION)]
     seed: int
     stop_tokens: Annotated[tuple[Token, ...], Size(64)]
+    prompt: Annotated[int, Bound(2**24)] = 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from blyan_node.inference.generation import Sampling
 from blyan_node.inference.messages import MILLION, Leg, Open, Resume
 from blyan_node.model.activation import Activation
 from blyan_node.model.cache import Cache
+from blyan_node.model.kv_memory import PAGE
 from blyan_node.model.shard import Shard
 from blyan_node.p2p.transport import PeerId
 
@@ -38,6 +39,25 @@ class Input:
     activation: Activation | None
     trace: tuple[tuple[int, int], ...]
     number: int = 0  # in the order of arrival
+
+    def split(self, count: int) -> tuple[Input, Input]:
+        """Cut it in two, the first of ``count`` positions."""
+        tokens, activation = self.tokens, self.activation
+        first = replace(
+            self,
+            count=count,
+            more=True,
+            tokens=tokens[:count] if tokens else None,
+            activation=activation.rows(0, count) if activation else None,
+        )
+        rest = replace(
+            self,
+            position=self.position + count,
+            count=self.count - count,
+            tokens=tokens[count:] if tokens else None,
+            activation=activation.rows(count, self.count) if activation else None,
+        )
+        return first, rest
 
 
 @dataclass
@@ -72,8 +92,8 @@ class Seat:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes reserved for the session's keys and values."""
-        return self.cache.capacity * self.cache.layers * self.shard.spec.kv_bytes(self.shard.dtype)
+        """Bytes of the pages that the session has claimed for its keys and values."""
+        return self.cache.pages * PAGE * self.cache.layers * self.shard.spec.kv_bytes(self.shard.dtype)
 
     @property
     def is_last(self) -> bool:

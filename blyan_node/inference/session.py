@@ -13,6 +13,7 @@ import secrets
 import statistics
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 
 import trio
 
@@ -39,7 +40,8 @@ CHUNK = 128  # positions of a prompt that travel together: long prompts let the 
 DEFAULT_COMPLETION = 512  # tokens, where the caller sets no bound
 ATTEMPTS = 5  # to find a route that brings a token, in a row
 RETRY_FIRST = 0.1  # seconds before the third attempt, in which the view may learn who is gone; doubles with each
-PATIENCE = 30.0  # seconds that a generation under way waits for somebody to take over lost layers
+PATIENCE = 30.0  # seconds that a generation under way waits for somebody to take over lost layers, or for room
+ROOM_AGAIN = 0.5  # seconds between two looks for room
 MAX_SESSIONS = 1024
 
 
@@ -88,6 +90,7 @@ class Entry:
         text = TextStream(known.tokenizer.stream(), request.stop)
         reason, failures, started = "length", 0, False
         hops: tuple[Hop, ...] = ()
+        patient_until = began + PATIENCE
         session = Session(_opening(model, known, limit, request.sampling))
         self.sessions[session.id] = session
         try:
@@ -108,7 +111,11 @@ class Entry:
                         f"layers were lost and nobody took them over: {error}", partial=text.text
                     ) from error
                 except PeerError as error:
-                    failures += self._give_up(session, error)
+                    failed = self._give_up(session, error)
+                    if started and isinstance(error.__cause__, Refused) and trio.current_time() < patient_until:
+                        await trio.sleep(ROOM_AGAIN)  # full, not broken: others come to their end
+                        continue
+                    failures += failed
                     log.warning("a generation goes on along another route, attempt %d: %s", failures, error)
                     if failures == ATTEMPTS:
                         if isinstance(error.__cause__, Refused) and not started:
@@ -119,6 +126,7 @@ class Entry:
                     await trio.sleep(RETRY_FIRST * 2 ** (failures - 2) if failures > 1 else 0)
                     continue
                 failures, first_at = 0, first_at or trio.current_time()  # a route that brings tokens is a good one
+                patient_until = trio.current_time() + PATIENCE
                 if token in known.tokenizer.eos_ids:
                     reason = "stop"
                     break
@@ -153,6 +161,7 @@ class Entry:
     async def _set_flowing(self, session: Session, known: Known, tokens: list[int], *, patience: float) -> None:
         """Begin an epoch: a route on which all that was lost is replaced, and the log under way along it."""
         legs = await self._plan(session, known, patience=patience)
+        session.opening = replace(session.opening, prompt=len(tokens))
         # the last position passes in any case: a token is drawn from it
         start = await self._seating.take(session, legs, len(tokens) - 1)
         await self._send_log(session, tokens, start)

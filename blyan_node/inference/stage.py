@@ -17,6 +17,7 @@ from functools import partial
 import trio
 
 from blyan_node.errors import Overloaded, PeerError, Refused, RuleError
+from blyan_node.inference.batch import compose
 from blyan_node.inference.journal import Journals
 from blyan_node.inference.messages import (
     OPEN,
@@ -32,6 +33,7 @@ from blyan_node.inference.pipeline import Pipeline
 from blyan_node.inference.resuming import Floor, Resuming
 from blyan_node.inference.seat import Input, Loaded, Seat, check_route, sampling_of
 from blyan_node.model.activation import DTYPES, Activation
+from blyan_node.model.kv_memory import PAGE
 from blyan_node.model.sampler import check_sampling
 from blyan_node.model.shard import Result, Shard, Work
 from blyan_node.p2p import rpc
@@ -42,7 +44,7 @@ from blyan_node.worker import Lane
 log = logging.getLogger(__name__)
 
 MAX_SEATS = 1024
-BATCH_TOKENS = 1024  # positions that one step computes at most, over all sessions
+MARGIN = 256  # positions beyond its prompt that every session is sure to get
 IDLE = 120.0  # seconds without a frame after which a session's seat is free again
 SHARE = 3  # times what it leaves free is the most that one peer's sessions may take (Choudhury and Hahne, 1998)
 MAX_CLOSED = 4096  # sessions known to have been closed before they were opened
@@ -118,10 +120,11 @@ class Stage:
         if not loaded.first <= leg.first <= leg.last <= loaded.last:
             raise Refused(f"units {leg.first}..{leg.last} are not served here")
         check_route(request.route, len(loaded.shard.spec.units))
-        self._check_share(peer, loaded.shard, request.limit)
+        promised = min(request.limit, request.prompt + MARGIN)
+        self._check_share(peer, loaded.shard, promised)
         try:
             check_sampling(sampling_of(request))
-            cache = loaded.shard.open(request.session, request.limit, leg.first, leg.last)
+            cache = loaded.shard.open(request.session, request.limit, leg.first, leg.last, promised=promised)
         except (RuleError, Overloaded) as error:
             raise Refused(str(error)) from error
         except (RuntimeError, MemoryError) as error:  # torch's own
@@ -154,7 +157,7 @@ class Stage:
         seats = [seat for seat in self.seats.values() if seat.entry == peer]
         if peer == self._pipeline.me or not seats:
             return
-        reserved = sum(seat.open.limit for seat in seats if seat.shard is shard)
+        reserved = sum(seat.cache.pages * PAGE for seat in seats if seat.shard is shard)
         if len(seats) >= SHARE * (MAX_SEATS - len(self.seats)):
             raise Refused(f"this peer's sessions have their share of the {MAX_SEATS} places")
         if reserved + tokens > SHARE * (shard.free_tokens() - tokens):
@@ -260,8 +263,7 @@ class Stage:
         if item.tokens is not None and max(item.tokens) >= seat.shard.spec.vocab_size:
             self._fail(seat, "a token beyond the vocabulary", culprit=peer)
             return
-        self._arrivals += 1
-        item.number = self._arrivals
+        item.number = self._next_arrival()
         seat.expected += item.count
         seat.touched = trio.current_time()
         seat.inputs.append(item)
@@ -270,24 +272,29 @@ class Stage:
     # --- compute ---
 
     def _gather(self) -> list[tuple[Seat, Input]]:
-        """At most one input of each session: the oldest, then small ones before large, up to BATCH_TOKENS positions.
+        """What the next step computes: see :func:`compose`; each has the pages that it takes.
 
-        All of a batch run over the same units of one shard as the oldest: sessions whose routes cut it elsewhere get
-        their own. What is bound for a peer that is slow to take it waits here.
+        Where the pages are out, the session that came last ends until there are enough: those before it go on, so
+        some session always comes to its end, and the entry of one that does not goes on elsewhere from its log.
+        What is bound for a peer that is slow to take it waits here.
         """
         ready = [seat for seat in self.seats.values() if self._is_ready(seat)]
-        if not ready:
-            return []
-        oldest = min(ready, key=lambda seat: seat.inputs[0].number)
-        together = [seat for seat in ready if seat.span == oldest.span]
-        together.sort(key=lambda seat: (seat is not oldest, seat.inputs[0].count))
-        batch: list[tuple[Seat, Input]] = []
-        room = BATCH_TOKENS
-        for seat in together:
-            if (room := room - seat.inputs[0].count) < 0 and batch:
-                break
-            batch.append((seat, seat.inputs.popleft()))
-        return batch
+        batch = compose(ready, self._next_arrival)
+        for seat, item in batch:
+            while self._is_seated(seat):
+                try:
+                    seat.cache.reserve(item.position + item.count)
+                except Overloaded as error:
+                    last = [other for other in self.seats.values() if other.shard is seat.shard][-1]
+                    self._fail(last, f"the pages are out, and the session that came last gives way: {error}")
+                    self._ready.beat()  # this batch may come to nothing while others are ready
+                else:
+                    break
+        return [(seat, item) for seat, item in batch if self._is_seated(seat)]
+
+    def _next_arrival(self) -> int:
+        self._arrivals += 1
+        return self._arrivals
 
     def _is_ready(self, seat: Seat) -> bool:
         """Tell whether a seat's next input may be computed: what comes of it has to be sent on, after all before it."""

@@ -44,6 +44,7 @@ from blyan_node.inference.messages import (
 )
 from blyan_node.inference.swarm import bits_of, sign
 from blyan_node.model.importing import open_checkpoint
+from blyan_node.model.kv_memory import PAGE
 from blyan_node.p2p import rpc
 from blyan_node.p2p.channel import Channels
 from blyan_node.p2p.transport import Network, PeerId
@@ -233,21 +234,21 @@ async def test_one_peer_cannot_take_all_the_cache_nor_all_seats(
 ) -> None:
     async with victim_and_villain(tmp_path) as (victim, villain):
         shard = victim.service.stage.loaded.shard  # type: ignore[union-attr]
-        monkeypatch.setattr(shard, "_free", 4000)
+        monkeypatch.setattr(shard._pool, "free", 4096 // PAGE)
 
         refusals: list[str] = []
 
         async def flood(limit: int) -> int:
             for opened in range(10_000):
                 try:
-                    await villain.open(villain.opening(session=secrets.token_bytes(16), limit=limit))
+                    await villain.open(villain.opening(session=secrets.token_bytes(16), limit=limit, prompt=limit))
                 except Refused as refusal:
                     refusals.append(str(refusal))
                     return opened
             raise AssertionError("no end to it")
 
         assert await flood(500) == 6
-        assert shard.free_tokens() == 1000
+        assert shard.free_tokens() == 4096 - 6 * 512
         await ask(victim, GREEDY)  # others still have room
         await drop(villain)
         await until(lambda: not victim.service.stage.seats)

@@ -32,6 +32,10 @@ STOPS_WITHIN = 15.0
 """Seconds from SIGTERM to the end. The promise is 10 on a machine of one's own; tests share theirs with others."""
 
 
+EXACT = {"BLYAN_DTYPE": "float32"}
+"""Settings of nodes whose text is compared, or whose memory is counted in units of float32."""
+
+
 def environment(**more: str) -> dict[str, str]:
     """This process's environment without settings of a node, and with those given."""
     return {name: value for name, value in os.environ.items() if not name.startswith("BLYAN_")} | more
@@ -111,7 +115,7 @@ def spawned(output: Path, *arguments: str, **settings: str) -> Iterator[Process]
 @contextmanager
 def daemon(data_dir: Path, *arguments: str, **settings: str) -> Iterator[Daemon]:
     """Start a daemon in a data directory, on loopback and ports that the system chooses, and wait until it is up."""
-    settings = {"BLYAN_DATA_DIR": str(data_dir), "BLYAN_LISTEN": LOOPBACK, "BLYAN_API_PORT": "0"} | settings
+    settings = {"BLYAN_DATA_DIR": str(data_dir), "BLYAN_LISTEN": LOOPBACK, "BLYAN_API_PORT": "0"} | EXACT | settings
     with spawned(data_dir.with_name(data_dir.name + ".log"), *arguments, **settings) as begun:
         process = begun.process
         wait_until(
