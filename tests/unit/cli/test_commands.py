@@ -57,6 +57,7 @@ def _cpu_of_children() -> float:
     [
         "start",
         "status",
+        "page",
         "chat",
         "model import",
         "model list",
