@@ -163,7 +163,11 @@ class NodeConfig:
     disk_limit: int | None = _setting(SIZE, None, "most disk space for weights")
     models: tuple[str, ...] = _setting(several(MODEL), (), "names or ids of the models to serve; none: all")
     device: str = _setting(DEVICE, "auto", "where layers run")
-    dtype: str = _setting(choice("auto", "float32", "bfloat16"), "auto", "what layers compute in")
+    dtype: str = _setting(
+        choice("auto", "float32", "bfloat16", "int8", "fp8"),
+        "auto",
+        "what weights are kept in; auto: bfloat16 where the device computes in it, else float32",
+    )
     threads: int = _setting(integer(1, 1024), 1, "threads that compute layers")
     context_limit: int | None = _setting(integer(16, 10_000_000), None, "most tokens in one session")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "least severity that is logged")

@@ -22,6 +22,7 @@ from blyan_node.errors import IntegrityError
 from blyan_node.p2p.identity import peer_id_of
 from blyan_node.testnet.local import Testnet, wait_until
 from tests.support.daemons import (
+    EXACT,
     LOOPBACK,
     PART,
     WITHIN,
@@ -207,7 +208,7 @@ def test_the_genesis_of_another_network(tmp_path: Path) -> None:
 
 def test_weights_that_changed_on_the_disk_are_fetched_again(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path)
-    with Testnet(tmp_path / "net", nodes=2, memory_limit=str(4 * PART)) as net:
+    with Testnet(tmp_path / "net", nodes=2, memory_limit=str(4 * PART), settings=EXACT) as net:
         publish(net.node(0).client, checkpoint)
         wait_until(net.serving, timeout=WITHIN, what="both nodes serving")
         wait_until(
