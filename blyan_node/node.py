@@ -32,6 +32,7 @@ from blyan_node.chain_service import NodeChainService
 from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
 from blyan_node.errors import LocalError
+from blyan_node.inference.challenge import Challenger
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
 from blyan_node.inference.library import Library
@@ -116,6 +117,31 @@ def assemble(
     pipeline = Pipeline(network, peers)
     stage = Stage(network, pipeline, workers.compute)
     heart = Heart(network, peers, key, view, replica.genesis.network)
+    entry = Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context)
+    standing = entry.measurements.standing
+    holder = Holder(
+        network.peer_id,
+        relay,
+        library,
+        exchange,
+        view,
+        heart,
+        stage,
+        workers,
+        memory=memory,
+        dtype=dtype,
+        device=device,
+    )
+    challenger = Challenger(
+        network,
+        peers,
+        view,
+        stage,
+        standing,
+        workers.compute,
+        newest_cut=lambda: replica.final.id,
+        suspect_self=holder.reload,
+    )
     return NodeService(
         key=key,
         network=network,
@@ -131,21 +157,10 @@ def assemble(
         library=library,
         pipeline=pipeline,
         stage=stage,
-        entry=Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context),
+        entry=entry,
         heart=heart,
-        holder=Holder(
-            network.peer_id,
-            relay,
-            library,
-            exchange,
-            view,
-            heart,
-            stage,
-            workers,
-            memory=memory,
-            dtype=dtype,
-            device=device,
-        ),
+        holder=holder,
+        challenger=challenger,
         workers=workers,
         chain=NodeChainService(key.address, relay, submissions),
         memory_limit=memory,
@@ -170,6 +185,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
         await nursery.start(node.heart.run, node.heartbeat)
         await nursery.start(node.peers.run)
         await nursery.start(node.holder.run)
+        await nursery.start(node.challenger.run)
         task_status.started()
 
 

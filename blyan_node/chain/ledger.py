@@ -304,8 +304,8 @@ class _Step:
             case Manifest():
                 state.models[id] = Model(sender, arguments)
                 return None, 0
-            case Layer(model, unit, blob):
-                state.layers[model, unit] = blob
+            case Layer(model, unit):
+                state.layers[model, unit] = arguments
                 return None, 0
 
     def _loosen(self, id: bytes, validator: bytes, owner: bytes, bonded: int, amount: int) -> None:

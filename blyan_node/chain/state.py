@@ -18,7 +18,7 @@ from typing import Any
 from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis, Money, Parameters, Validator
 from blyan_node.chain.keys import digest
 from blyan_node.chain.merkle import Tree, leaf_hash
-from blyan_node.chain.records import MAX_ARGUMENTS, Address, Amount, BlobRef, Hash, Layer, Manifest
+from blyan_node.chain.records import MAX_ARGUMENTS, Address, Amount, Hash, Layer, Manifest
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import decode, encode, from_value, to_value
 from blyan_node.errors import CodecError, ConfigError, RuleError
@@ -80,7 +80,7 @@ class State:
     validators: tuple[Validator, ...] = ()
     next_validators: tuple[Validator, ...] = ()
     models: dict[bytes, Model] = field(default_factory=dict)
-    layers: dict[tuple[bytes, int], BlobRef] = field(default_factory=dict)
+    layers: dict[tuple[bytes, int], Layer] = field(default_factory=dict)
 
     def copy(self) -> State:
         """Return a state that can be changed without changing this one."""
@@ -137,7 +137,7 @@ class State:
         rows += [_Validator(validator.address, validator.stake) for validator in self.validators]
         rows += [_Next(validator.address, validator.stake) for validator in self.next_validators]
         rows += [_Model(place, *entry) for place, entry in enumerate(self.models.items())]
-        rows += [Layer(model, unit, blob) for (model, unit), blob in self.layers.items()]
+        rows += self.layers.values()
         return sorted(encode([_TABLES.index(type(row)), to_value(row)]) for row in rows)
 
     def root(self) -> bytes:
@@ -224,7 +224,7 @@ def state_of_rows(rows: Iterable[bytes]) -> State:
         elif isinstance(row, _Model):
             state.models[row.id] = row.model
         else:
-            state.layers[row.model, row.unit] = row.blob
+            state.layers[row.model, row.unit] = row
     if state is None or sorted(set(state.rows())) != given:
         raise RuleError("not the rows of a state: unsorted, doubled or without a head")
     if state.total() != state.supply or state.supply > state.parameters.cap:

@@ -17,16 +17,16 @@ import trio
 
 from blyan_node.chain.block import Block, decode_block
 from blyan_node.chain.cut import Certificate, Cut, check_certificate
-from blyan_node.chain.keys import Key, address_of
+from blyan_node.chain.keys import Key
 from blyan_node.chain.outcome import Accepted, Committed, Known, Orphan, Refusal, Surplus
 from blyan_node.chain.records import Record
 from blyan_node.chain.replica import Replica
 from blyan_node.chain.rules import check_in_isolation
 from blyan_node.errors import PeerError, RuleError, StoreError
 from blyan_node.p2p import rpc
-from blyan_node.p2p.identity import public_key_of
 from blyan_node.p2p.transport import Network, PeerChange, PeerId
 from blyan_node.pulse import Pulse
+from blyan_node.relay.identity import address_of_peer
 from blyan_node.relay.messages import (
     GET_BLOCKS,
     MAX_HEADS,
@@ -138,12 +138,12 @@ class Relay:
 
     def finals(self) -> dict[bytes, int]:
         """Return, by address, the last final cut that each neighbour told, of those that are final here too."""
-        told = {address_of(public_key_of(peer)): status.cut for peer, status in self._heads_of.items()}
-        return {address: cut for address, cut in told.items() if cut <= self.replica.final.k}
+        told = {address_of_peer(peer): status.cut for peer, status in self._heads_of.items()}
+        return {address: cut for address, cut in told.items() if address is not None and cut <= self.replica.final.k}
 
     def final_of(self, address: bytes) -> int | None:
         """Return the last cut that is final at a neighbour, as it told; None where there is no such neighbour."""
-        told = (status.cut for peer, status in self._heads_of.items() if address_of(public_key_of(peer)) == address)
+        told = (status.cut for peer, status in self._heads_of.items() if address_of_peer(peer) == address)
         return next(told, None)
 
     async def follow(self, cut: Cut, certificate: Certificate, _peer: PeerId) -> None:

@@ -127,7 +127,8 @@ def test_every_part_of_the_state_is_under_its_root():
         {"models": {}},
         {"models": {id: replace(model, owner=BOB.address) for id, model in state.models.items()}},
         {"layers": {}},
-        {"layers": {slot: replace(blob, size=8) for slot, blob in state.layers.items()}},
+        {"layers": {slot: replace(layer, blob=replace(layer.blob, size=8)) for slot, layer in state.layers.items()}},
+        {"layers": {slot: replace(layer, beacon=b"other") for slot, layer in state.layers.items()}},
     ]
     roots = {state.root(), *(replace(state, **change).root() for change in changes)}
     assert len(roots) == 1 + len(changes)
@@ -191,7 +192,8 @@ MODELS = st.builds(Model, st.binary(min_size=20, max_size=20), MANIFESTS)
 @settings(deadline=None)
 def test_models_and_layers_survive_a_snapshot_in_their_order(models, data):
     slots = [(id, unit) for id, model in models.items() for unit in range(len(model.manifest.units))]
-    layers = data.draw(st.dictionaries(st.sampled_from(slots), BLOBS)) if slots else {}
+    drawn = data.draw(st.dictionaries(st.sampled_from(slots), st.tuples(BLOBS, st.binary(max_size=4)))) if slots else {}
+    layers = {slot: Layer(*slot, *weights) for slot, weights in drawn.items()}
     state = replace(start(), models=models, layers=layers)
     again = state_of_rows(state.rows())
     assert again == state

@@ -162,8 +162,8 @@ async def test_a_block_with_its_records() -> None:
 ARGUMENTS: list[tuple[Arguments, Any]] = [
     (Bond(PAYEE.address, 7), {"validator": show_address(PAYEE.address), "amount_nano": "7"}),
     (
-        Layer(b"\1" * 32, 3, BlobRef(b"\2" * 32, 2**40)),
-        {"model": "01" * 32, "unit": 3, "blob": {"root": "02" * 32, "size": 2**40}},
+        Layer(b"\1" * 32, 3, BlobRef(b"\2" * 32, 2**40), b"\4"),
+        {"model": "01" * 32, "unit": 3, "blob": {"root": "02" * 32, "size": 2**40}, "beacon": "04"},
     ),
     (
         Manifest("tiny", '{"größe": 1}'.encode(), ("embed", "head"), BlobRef(b"\3" * 32, 9)),
