@@ -128,6 +128,7 @@ def assemble(
         heart,
         stage,
         workers,
+        standing,
         memory=memory,
         dtype=dtype,
         device=device,
