@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from blyan_node.chain.catalog import ModelEntry
-from blyan_node.errors import LocalError, PeerError, RuleError
+from blyan_node.errors import IntegrityError, LocalError, PeerError, RuleError
 from blyan_node.inference.beacons import check_beacons
 from blyan_node.inference.heart import LEAST_APART, Heart
 from blyan_node.inference.library import Library
@@ -105,6 +105,25 @@ class Holder:
         self._stage.loaded, self._moving = None, None
         self._announce(self.plan)
         await trio.sleep(2 * LEAST_APART)  # the heartbeat that says so is out by then
+
+    async def verify(self) -> tuple[str, ...]:
+        """Check what is stored against the chain, and what is served against what was loaded; name the units served.
+
+        Raises IntegrityError, naming what is wrong: a blob is gone then, and fetched again; a unit is loaded again.
+        """
+        for model in self._library.models():
+            for unit in sorted(self._library.stored(model)):
+                await self._exchange.verify(model.layers[unit])
+        loaded = self._stage.loaded
+        if loaded is None:
+            return ()
+        try:
+            for name in loaded.shard.units:  # one at a time: steps of sessions come between
+                await self._workers.compute.run(loaded.shard.verify, name)
+        except IntegrityError:
+            self.reload()
+            raise
+        return loaded.shard.units
 
     def reload(self) -> None:
         """Serve nobody with what is in memory: it is not what was loaded. The next look loads it again."""

@@ -1,9 +1,10 @@
 """Who holds what, without a coordinator: each node picks its own range from the view that all share. Pure.
 
-The rules, in order: a unit that nobody holds is worth most, the leftmost first; where all are held, the range that lets
-the swarm bear most load (see load.py). A node announces what it intends before it loads, waits a jitter and looks
-again; between those that want the same at once, the one that comes first in rendezvous-hash order (Thaler and
-Ravishankar, 1998) keeps its choice. All nodes raise one and the same number, so their moves cannot go round in circles.
+The rules, in order: a unit that nobody holds, or only one peer, is worth most, the leftmost first; where all are held
+twice, the range that lets the swarm bear most load (see load.py). A node announces what it intends before it loads,
+waits a jitter and looks again; between those that want the same at once, the one that comes first in rendezvous-hash
+order (Thaler and Ravishankar, 1998) keeps its choice. Moves all raise one and the same number, so they cannot go round
+in circles.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from blyan_node.inference.messages import LOADING, SERVING
 from blyan_node.inference.swarm import SwarmView
 from blyan_node.p2p.transport import PeerId
 
-GOAL = 1.1  # times the best possible load: what nodes place themselves for
-BUSY = 1.2  # times the best possible load: where it is more, nodes move
+GOAL = 1.05  # times the best possible load: what nodes place themselves for
+BUSY = 1.15  # times the best possible load: where it is more, nodes move
+COPIES = 2  # peers that hold each unit, before load decides: so that the loss of any one loses nothing
 LOOK_UP = 0.05  # of a layer: what embedding a token costs
 
 Trusts = Callable[[PeerId], bool]
@@ -155,27 +157,27 @@ def choose(
 def best_range(demand: Demand, others: Sequence[Claim], memory: int, speed: float) -> Range | None:
     """The range that helps most, given what others hold; None where not one unit fits.
 
-    It holds the leftmost unit that nobody holds and that fits, so that ranges grow into a tiling without holes (to
-    cover as many units as possible was tried first, and left holes that only a larger node could fill). Where there is
-    none, it bears most; of equals the one that leaves the fewest units with one peer, then the leftmost.
+    While some unit is held by fewer than COPIES, it holds the leftmost of those that the fewest hold, and as many of
+    such units as can be: so ranges grow into tilings without holes. (To cover as many units as possible, wherever, was
+    tried first, and left holes that only a larger node could fill.) Of equals, and where all are held by enough, it is
+    the one with which the swarm bears most, then the leftmost.
     """
     fitting = list(windows(demand, memory))
     count = _count(demand, others)
-    gap = next((unit for unit, held in enumerate(count) if not held and any(unit in span for span in fitting)), None)
-    if gap is not None:
-        fitting = [span for span in fitting if gap in span]
-    if not fitting:
+    reachable = [unit for unit in range(len(count)) if any(unit in span for span in fitting)]
+    if not reachable:
         return None
+    rarest = min(reachable, key=lambda unit: count[unit])
+    scarce = count[rarest] < COPIES
     swarm = Load(demand.work, others, Claim(0, len(count) - 1, speed))
     rate = swarm.best / GOAL
 
-    def merit(span: Range) -> tuple[int, float, int, int]:
-        held = count[span.first : span.last + 1]
-        new = held.count(0) if gap is not None else 0
+    def merit(span: Range) -> tuple[int, float, int]:
+        new = count[span.first : span.last + 1].count(count[rarest]) if scarce else 0
         borne = swarm.borne(rate, Claim(span.first, span.last, speed)) / swarm.wanted(rate)
-        return new, round(borne, 6), held.count(1), -span.first
+        return new, round(borne, 6), -span.first
 
-    return max(fitting, key=merit)
+    return max((span for span in fitting if rarest in span or not scarce), key=merit)
 
 
 def should_move(
