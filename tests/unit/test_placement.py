@@ -95,8 +95,9 @@ def test_what_a_distrusted_peer_claims_is_a_gap() -> None:
 
 def test_where_all_is_covered_the_busiest_part_gets_help() -> None:
     view = SwarmView()
-    view.observe(heartbeat("fast", 1, Held(MODEL, VERSION, 0, 15, SERVING), layer_us=100), 0.0)
-    view.observe(heartbeat("slow", 2, Held(MODEL, VERSION, 16, 31, SERVING), layer_us=2000), 0.0)
+    for twin in "ab":
+        view.observe(heartbeat(f"fast {twin}", 1, Held(MODEL, VERSION, 0, 15, SERVING), layer_us=100), 0.0)
+        view.observe(heartbeat(f"slow {twin}", 2, Held(MODEL, VERSION, 16, 31, SERVING), layer_us=2000), 0.0)
     span = choose(DEMAND, view, 330, 500, 0.0, me="me")
     assert span is not None
     assert span.first >= 16
