@@ -37,6 +37,7 @@ EVERY = 30.0  # seconds between challenges otherwise
 AGAIN = 3.0  # seconds before a challenge that was failed is put again, with another input
 PEER_EVERY = 1.0  # seconds between challenges that one peer may put to us
 SHARE = 10  # times as long as it took to answer, nobody else is answered
+TRIES = 3
 MAX_ASKERS = 1024
 
 
@@ -72,11 +73,9 @@ class Challenger:
             every = UNPROVEN_EVERY if chosen is None or chosen[3] else EVERY
             if loaded is None or chosen is None or self._stage.is_waiting:
                 continue
-            question = (loaded, *chosen[:3])
-            if await self._challenge(*question) is False:
-                await trio.sleep(AGAIN)
-                if await self._challenge(*question) is False:  # one input in a few thousand magnifies rounding so much
-                    self._standing.failed(chosen[0], trio.current_time())
+            peer, first, last, _ = chosen
+            if await self._challenge(loaded, peer, first, last) is False:
+                await self._confirm(loaded, peer, first, last)
 
     # --- asking ---
 
@@ -98,6 +97,20 @@ class Challenger:
                     last = min(unit + LONGEST - 1, held.last, loaded.last)
                     oldest, found = age, (seen.peer, unit, last, at is None)
         return found
+
+    async def _confirm(self, loaded: Loaded, peer: PeerId, first: int, last: int) -> None:
+        """Put a challenge that was failed again: one input in a few thousand magnifies rounding too much.
+
+        Who will not answer now has failed: it must not get away with a refusal.
+        """
+        passed: bool | None = None
+        for _ in range(TRIES):
+            await trio.sleep(AGAIN)
+            passed = await self._challenge(loaded, peer, first, last)
+            if passed is not None:
+                break
+        if not passed and self._stage.loaded is loaded:  # else this node was at fault, or has moved
+            self._standing.failed(peer, trio.current_time())
 
     async def _challenge(self, loaded: Loaded, peer: PeerId, first: int, last: int) -> bool | None:
         """Put one challenge and tell whether it was passed; None where nobody can tell."""

@@ -100,11 +100,11 @@ def test_where_all_is_covered_the_busiest_part_gets_help() -> None:
         view.observe(heartbeat(f"slow {twin}", 2, Held(MODEL, VERSION, 16, 31, SERVING), layer_us=2000), 0.0)
     span = choose(DEMAND, view, 330, 500, 0.0, me="me")
     assert span is not None
-    assert span.first >= 16
+    assert span.last > 20, "it can give all its time to what is slow"
     view.observe(heartbeat("spare", 3, Held(MODEL, VERSION, 0, 15, SERVING), layer_us=500), 0.0)
     target = should_move(DEMAND, Range(0, 15), view, 330, 500, 0.0, me="spare")
     assert target is not None
-    assert target.first >= 15
+    assert target.last > 20
     view.observe(heartbeat("newcomer", 4, Held(MODEL, VERSION, 20, 25, LOADING)), 0.0)
     assert should_move(DEMAND, Range(0, 15), view, 330, 500, 0.0, me="spare") is None, (
         "it waits to see what that changes"

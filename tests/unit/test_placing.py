@@ -52,7 +52,8 @@ class Swarm(Placing):
 def test_herds_that_come_and_go(count: int, seeds: range) -> None:
     for seed in seeds:
         swarm_ = Swarm(count, seed)
-        for event, many in (("herd", count), ("flight", 1), ("flight", count // 5), ("herd", count // 5)):
+        events = [("herd", count), ("flight", 1), ("flight", count // 5), ("herd", count // 5)]
+        for event, many in events[: 3 if count == 200 else 4]:  # that herd takes seconds, and is as with 64
             moves = getattr(swarm_, event)(many)
             where = f"seed {seed}, {event} of {many}"
             assert swarm_.missing() == [], where
