@@ -129,6 +129,7 @@ def assemble(
         heart,
         stage,
         workers,
+        standing,
         memory=memory,
         dtype=dtype,
         device=device,

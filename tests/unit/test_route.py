@@ -16,8 +16,11 @@ MODEL, VERSION = bytes(32), bytes([1] * 32)
 UNITS = ("embed", *(f"layer.{index}" for index in range(6)), "head")
 
 
-def route(view: SwarmView, measurements: Measurements | None = None, now: float = 0.0) -> tuple[Leg, ...]:
-    return plan(view, MODEL, VERSION, UNITS, measurements or Measurements(), me="me", now=now)
+def route(
+    view: SwarmView, measurements: Measurements | None = None, now: float = 0.0, max_price: int | None = None
+) -> tuple[Leg, ...]:
+    view = fresh(view, now)
+    return plan(view, MODEL, VERSION, UNITS, measurements or Measurements(), me="me", now=now, max_price=max_price)
 
 
 def serving(*claims: tuple[str, int, int], layer_us: dict[str, int] | None = None, state: int = SERVING) -> SwarmView:
@@ -53,6 +56,47 @@ def test_a_peer_that_failed_is_avoided_for_a_while_and_used_where_nobody_else_ca
     measured.failed("b", now=0.0)
     assert route(view, measured)[0].peer == "a"
     assert route(view, measured, now=3.0)[0].peer == "a"
+
+
+def test_an_overloaded_peer_is_routed_around() -> None:
+    view = SwarmView()
+    view.observe(heartbeat("busy", 1, Held(MODEL, VERSION, 0, 7, SERVING), queue=100), 0.0)
+    view.observe(heartbeat("idle", 1, Held(MODEL, VERSION, 0, 7, SERVING), layer_us=3000), 0.0)
+    assert route(view) == (Leg("idle", 0, 7),)
+
+
+def test_an_overpriced_peer_is_routed_around_and_never_used() -> None:
+    view = SwarmView()
+    view.observe(heartbeat("dear", 1, Held(MODEL, VERSION, 0, 7, SERVING), layer_us=10, price=8), 0.0)
+    view.observe(heartbeat("fair", 1, Held(MODEL, VERSION, 0, 7, SERVING), price=7), 0.0)
+    assert route(view)[0].peer == "dear"
+    assert route(view, max_price=7) == (Leg("fair", 0, 7),)
+    with pytest.raises(ModelUnavailable, match=r"at 6 nano-BLY or less embed\.\.head"):
+        route(view, max_price=6)
+    own = plan(view, MODEL, VERSION, UNITS, Measurements(), me="dear", now=0.0, max_price=0)
+    assert own == (Leg("dear", 0, 7),), "what a node asks of others, it does not ask of itself"
+
+
+def test_a_lying_peer_is_not_used_for_a_while_that_grows_not_even_where_nobody_else_serves() -> None:
+    view, measured = serving(("liar", 0, 7), ("b", 0, 3)), Measurements()
+    assert route(view, measured) == (Leg("liar", 0, 7),)
+    measured.standing.failed("liar", now=0.0)
+    measured.succeeded("liar")  # sessions with wrong text go well
+    with pytest.raises(ModelUnavailable, match=r"layer\.3\.\.head"):
+        route(view, measured)
+    assert route(view, measured, now=61.0)
+    measured.standing.failed("liar", now=61.0)
+    with pytest.raises(ModelUnavailable):
+        route(view, measured, now=180.0)
+    assert route(view, measured, now=182.0)
+
+
+def fresh(view: SwarmView, now: float) -> SwarmView:
+    """The same peers, heard now."""
+    again = SwarmView()
+    for seen in view._seen.values():
+        again.observe(seen.heartbeat, now)
+    return again
 
 
 def test_missing_units_are_named() -> None:
