@@ -18,6 +18,7 @@ from blyan_node.learning.jobs import Jobs, LocalModel, State
 from blyan_node.model.delta import decompress_units
 from blyan_node.model.importing import open_checkpoint
 from tests.support.models import import_units, tiny_checkpoint
+from tests.support.training import processes_of, until
 
 OPTIONS: dict[str, Any] = {"steps": 12, "window": 64, "learning_rate": 3e-3, "checkpoint_every": 2}
 PATIENCE = 120
@@ -38,31 +39,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def processes_of(directory: Path) -> list[int]:
-    """The processes that train something under a directory."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"blyan_node.learning.train" in words and any(word.startswith(os.fsencode(directory)) for word in words):
-            found.append(int(path.parent.name))
-    return found
-
-
 def content(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
 def names_in(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir()]
-
-
-async def until(condition: Any) -> None:
-    with trio.fail_after(PATIENCE):
-        while not condition():
-            await trio.sleep(0.02)
 
 
 @pytest.mark.timeout(400)
@@ -85,7 +67,7 @@ async def test_a_job_improves_its_layers_and_survives_its_node(
     async with trio.open_nursery() as node:
         jobs = Jobs(tmp_path / "two", node)
         id = jobs.submit_training_job(model, text, [1, 2], **OPTIONS)
-        await until(lambda: len(jobs.job(id).curve) >= 3)
+        await until(lambda: len(jobs.job(id).curve) >= 3, PATIENCE)
         (pid,) = processes_of(tmp_path / "two")
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(LocalError, match="-9"):
@@ -108,7 +90,7 @@ async def test_a_job_is_cancelled_for_good_and_the_next_has_its_turn(
     jobs = Jobs(tmp_path / "jobs", nursery)
     first = jobs.submit_training_job(model, text, [0], epochs=1000, steps=10_000, window=64)
     second = jobs.submit_training_job(model, junk, [0])
-    await until(lambda: jobs.job(first).curve)
+    await until(lambda: jobs.job(first).curve, PATIENCE)
     assert [job.state for job in jobs.list()] == [State.RUNNING, State.WAITING]
     (pid,) = processes_of(tmp_path / "jobs")
     jobs.cancel(first)
@@ -125,7 +107,7 @@ async def test_a_node_that_stops_takes_its_process_along(model: LocalModel, text
     async with trio.open_nursery() as node:
         jobs = Jobs(tmp_path, node)
         id = jobs.submit_training_job(model, text, [0], epochs=1000, steps=10_000, window=64)
-        await until(lambda: jobs.job(id).curve)
+        await until(lambda: jobs.job(id).curve, PATIENCE)
         node.cancel_scope.cancel()
     assert processes_of(tmp_path) == []
     assert jobs.job(id).end is None
