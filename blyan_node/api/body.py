@@ -60,6 +60,11 @@ class Fields:
         """Fields that are present."""
         return set(self._values)
 
+    def only(self, *known: str) -> None:
+        """Refuse fields other than these."""
+        for name in sorted(self.names() - set(known)):
+            raise RequestError(f"the parameter {name} is not known here", param=name)
+
     def raw(self, name: str) -> Any:
         """A value as it came; None if absent."""
         return self._values.get(name)
