@@ -46,7 +46,7 @@ def create_app(service: Service, access: Access, terms: Terms, usage: Usage) -> 
     ]
     described = document([*endpoints, _document_endpoint({})])
     endpoints.append(_document_endpoint(described))
-    return Starlette(
+    app = Starlette(
         routes=routes(endpoints, Guard(terms, usage).before),
         middleware=[
             Middleware(Measured, metrics=metrics),
@@ -55,6 +55,8 @@ def create_app(service: Service, access: Access, terms: Terms, usage: Usage) -> 
         ],
         exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
     )
+    app.router.redirect_slashes = False  # a redirection would repeat the Host header, which the caller chooses
+    return app
 
 
 def _document_endpoint(described: dict[str, Any]) -> Endpoint:

@@ -29,7 +29,7 @@ class Guard:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             answer = _Answer(send)
             caller: Caller = scope["caller"]
-            scope["endpoint"] = endpoint.path
+            scope["blyan.path"] = endpoint.path
             try:
                 self._authorise(endpoint, caller)
                 answer.headers = self._limits.count(endpoint.bucket, caller, trio.current_time())

@@ -79,7 +79,7 @@ class Measured:
             await self._app(scope, receive, noted)
         finally:
             if status:
-                path = scope.get("endpoint", "other")
+                path = scope.get("blyan.path", "other")
                 self._metrics.request(scope["method"], path, status, time.perf_counter() - began)
 
 

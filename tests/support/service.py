@@ -59,9 +59,9 @@ class ScriptedService:
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         yield Started("tiny", 7, ROUTE)
-        for word in self.words:
+        for tokens, word in enumerate(self.words, start=1):
             await trio.lowlevel.checkpoint()
-            yield Piece(word, 1)
+            yield Piece(word, tokens)
         if self.hang:
             await trio.sleep_forever()
         if self.after:
