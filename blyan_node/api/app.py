@@ -50,6 +50,7 @@ def create_app(service: Service, access: Access, terms: Terms, usage: Usage) -> 
         routes=routes(endpoints, Guard(terms, usage).before),
         middleware=[
             Middleware(Measured, metrics=metrics),
+            Middleware(_NoSniffing),
             Middleware(_Drain),
             Middleware(Authenticate, access=access),
         ],
@@ -215,6 +216,22 @@ def _node_endpoints(service: Service, metrics: Metrics) -> tuple[Endpoint, ...]:
             errors=(409, 422, 507),
         ),
     )
+
+
+class _NoSniffing:
+    """Tells browsers to take every answer for what it says it is: text of strangers must never become a page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, told)
 
 
 class _Drain:

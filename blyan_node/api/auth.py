@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -19,6 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blyan_node.api.errors import ApiError, error_response
 from blyan_node.api.keys import SCOPES, ApiKey, KeyFile
 from blyan_node.api.signin import SignIn
+
+_HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<ip6>[0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
+_OWN = frozenset({None, "none", "same-origin"})
+"""What a browser tells in Sec-Fetch-Site of requests by its user and by our page; another port is another site."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Access:
                 403, "host_not_allowed", f"this node does not answer to the host name {host!r}; add it to api_names"
             )
         origin = headers.get("origin")
-        if (origin is not None and not _is_same_site(origin, host)) or headers.get("sec-fetch-site") == "cross-site":
+        if (origin is not None and not _is_same_site(origin, host)) or headers.get("sec-fetch-site") not in _OWN:
             raise ApiError(403, "origin_not_allowed", "requests from other web sites are not allowed")
         address = _network_of(client)
         presented = _presented(headers)
@@ -77,10 +82,9 @@ class Access:
         )
 
     def _is_ours(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        if (found := _HOST.fullmatch(host)) is None:
             return False
+        name = (found["name"] or found["ip6"]).lower()
         if name == "localhost" or name in self.names:
             return True
         try:

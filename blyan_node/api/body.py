@@ -38,12 +38,26 @@ async def read_json(scope: Scope, receive: Receive) -> Fields:
     if slow.cancelled_caught:
         raise ApiError(408, "request_timeout", f"the body did not arrive within {READ_TIMEOUT_S:.0f} s")
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_constant=_no_number)
+        if b"\\u" in body:
+            _check_text(value)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ApiError(400, "invalid_json", "the body must be a JSON object")
     return Fields(value)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_text(value: Any) -> None:
+    """Refuse half a surrogate pair, which JSON can escape and UTF-8 cannot say: it would fail far from here."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a string holds half a surrogate pair") from error
 
 
 def _too_large() -> ApiError:
