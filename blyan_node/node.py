@@ -177,7 +177,7 @@ async def _serve(node: NodeService, config: NodeConfig, data: DataDir, signals: 
     """Run the parts and the API until a signal comes, then let what is under way end."""
     listener = await open_api_listener(config.api_host, config.api_port)
     site = config.api_site or api_url(listener)
-    wallets = [show_address(parse_address(wallet)) for wallet in config.wallets if wallet != "any"]
+    wallets = [show_address(parse_address(wallet)) for wallet in config.wallets if wallet.startswith("0x")]
     allowed = None if "any" in config.wallets else frozenset(wallets)
     signin = SignIn(site, config.wallet_chain_id, allowed)
     access = Access(data.make_token(), KeyFile(data.api_keys), signin, frozenset(config.api_names))

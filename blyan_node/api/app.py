@@ -155,7 +155,7 @@ def _generating_endpoints(service: Service, meter: Meter, terms: Terms) -> tuple
             "OpenAI's chat completions; as events if stream is true",
             schemas.CHAT_COMPLETION_REQUEST,
             whole=schemas.CHAT_COMPLETION,
-            events=schemas.STRING,
+            events=schemas.EVENT,
         ),
         generating(
             "/v1/completions",
@@ -163,7 +163,7 @@ def _generating_endpoints(service: Service, meter: Meter, terms: Terms) -> tuple
             "OpenAI's completions of a text; as events if stream is true",
             schemas.COMPLETION_REQUEST,
             whole=schemas.COMPLETION,
-            events=schemas.STRING,
+            events=schemas.EVENT,
         ),
     )
 

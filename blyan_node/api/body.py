@@ -101,6 +101,8 @@ class Fields:
     def integer(self, name: str, least: int, most: int) -> int | None:
         """A whole number within bounds, inclusive."""
         value = self._values.get(name)
+        if type(value) is float and value.is_integer():
+            value = int(value)  # JSON knows only numbers: 5.0 is 5, and some clients write it so
         if value is not None and (type(value) is not int or not least <= value <= most):
             raise RequestError(f"{name} must be a whole number from {least} to {most}", param=name)
         return value

@@ -160,6 +160,8 @@ def _completion(kind: str, choice: dict[str, Schema]) -> Schema:
     )
 
 
+EVENT: Schema = {"type": "object", "properties": {"data": STRING}, "required": ["data"]}
+"""Of a stream: each event's data is a chunk as JSON, and the last one's is [DONE]."""
 CHAT_COMPLETION = _completion(
     "chat.completion",
     {"message": record({"role": {"const": "assistant"}, "content": STRING, "refusal": {"type": "null"}})},
