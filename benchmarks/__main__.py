@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("chain", "wire", "model", "daemons")
+ALL = ("chain", "finality", "propagation", "heal", "catchup", "wire", "model", "delta", "daemons")
 
 
 def main() -> int:

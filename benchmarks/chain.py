@@ -21,8 +21,9 @@ from pathlib import Path
 from blyan_node.chain.block import BLOCK_DOMAIN, Anchor, Block, decode_block, make_block
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, address_of, digest, recover
+from blyan_node.chain.outcome import Accepted
 from blyan_node.chain.records import RECORD_DOMAIN, sign_record
-from blyan_node.chain.replica import Accepted, Replica
+from blyan_node.chain.replica import Replica
 
 
 def forge(keys: list[Key], network: bytes, count: int, payload: int) -> list[bytes]:

@@ -25,15 +25,18 @@ from blyan_node.api.signin import SignIn
 from blyan_node.api.usage import Usage
 from blyan_node.canary import Canary
 from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.checkpoint import parse_checkpoint
 from blyan_node.chain.genesis import Genesis, load_genesis
 from blyan_node.chain.keys import Key, load_or_create_key, parse_address, show_address, unused_mark
 from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.replica import Replica
 from blyan_node.chain.restart import check_signatures
+from blyan_node.chain.retention import Retention
 from blyan_node.chain_service import NodeChainService
 from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
 from blyan_node.errors import LocalError
+from blyan_node.inference.challenge import Challenger
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
 from blyan_node.inference.library import Library
@@ -83,7 +86,9 @@ async def _main(config: NodeConfig) -> None:
             genesis = await _unless_signalled(signals, partial(choose_genesis, config, data, key, network))
             if genesis is None:
                 return
-            with Replica.open(data.chain, genesis) as replica:
+            checkpoint = None if config.checkpoint is None else parse_checkpoint(config.checkpoint)
+            retention = Retention(bodies=None) if config.archive else Retention()
+            with Replica.open(data.chain, genesis, retention=retention, checkpoint=checkpoint) as replica:
                 _heed_lost_votes(replica, unused_mark(data.key))
                 await _serve(assemble(config, data, key, replica, network, workers), config, data, signals)
 
@@ -116,6 +121,31 @@ def assemble(
     pipeline = Pipeline(network, peers)
     stage = Stage(network, pipeline, workers.compute)
     heart = Heart(network, peers, key, view, replica.genesis.network)
+    entry = Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context)
+    standing = entry.measurements.standing
+    holder = Holder(
+        network.peer_id,
+        relay,
+        library,
+        exchange,
+        view,
+        heart,
+        stage,
+        workers,
+        memory=memory,
+        dtype=dtype,
+        device=device,
+    )
+    challenger = Challenger(
+        network,
+        peers,
+        view,
+        stage,
+        standing,
+        workers.compute,
+        newest_cut=lambda: replica.final.id,
+        suspect_self=holder.reload,
+    )
     return NodeService(
         key=key,
         network=network,
@@ -131,21 +161,10 @@ def assemble(
         library=library,
         pipeline=pipeline,
         stage=stage,
-        entry=Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context),
+        entry=entry,
         heart=heart,
-        holder=Holder(
-            network.peer_id,
-            relay,
-            library,
-            exchange,
-            view,
-            heart,
-            stage,
-            workers,
-            memory=memory,
-            dtype=dtype,
-            device=device,
-        ),
+        holder=holder,
+        challenger=challenger,
         workers=workers,
         chain=NodeChainService(key.address, relay, submissions),
         memory_limit=memory,
@@ -170,25 +189,15 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
         await nursery.start(node.heart.run, node.heartbeat)
         await nursery.start(node.peers.run)
         await nursery.start(node.holder.run)
+        await nursery.start(node.challenger.run)
         task_status.started()
 
 
 async def _serve(node: NodeService, config: NodeConfig, data: DataDir, signals: AsyncIterator[int]) -> None:
     """Run the parts and the API until a signal comes, then let what is under way end."""
     listener = await open_api_listener(config.api_host, config.api_port)
-    site = config.api_site or api_url(listener)
-    wallets = [show_address(parse_address(wallet)) for wallet in config.wallets if wallet.startswith("0x")]
-    allowed = None if "any" in config.wallets else frozenset(wallets)
-    signin = SignIn(site, config.wallet_chain_id, allowed)
-    access = Access(data.make_token(), KeyFile(data.api_keys), signin, frozenset(config.api_names))
     usage = Usage(data.api_usage)
-    terms = Terms(
-        requests_per_minute=config.requests_per_minute,
-        public_chats_per_minute=config.public_chats_per_minute,
-        concurrent=config.concurrent,
-        price_nano=config.price_nano,
-    )
-    app = create_app(node, access, terms, usage)
+    app = create_app(node, _access(config, data, api_url(listener)), _terms(config), usage)
     async with trio.open_nursery() as parts:
         await parts.start(run_parts, node)
         stop = trio.Event()
@@ -209,6 +218,23 @@ async def _serve(node: NodeService, config: NodeConfig, data: DataDir, signals: 
         usage.save()
         parts.cancel_scope.cancel()
     log.info("stopped")
+
+
+def _access(config: NodeConfig, data: DataDir, url: str) -> Access:
+    """Who may use the API, which is reached at ``url`` from this machine. Raises LocalError, RuleError."""
+    wallets = [show_address(parse_address(wallet)) for wallet in config.wallets if wallet.startswith("0x")]
+    allowed = None if "any" in config.wallets else frozenset(wallets)
+    signin = SignIn(config.api_site or url, config.wallet_chain_id, allowed)
+    return Access(data.make_token(), KeyFile(data.api_keys), signin, frozenset(config.api_names))
+
+
+def _terms(config: NodeConfig) -> Terms:
+    return Terms(
+        requests_per_minute=config.requests_per_minute,
+        public_chats_per_minute=config.public_chats_per_minute,
+        concurrent=config.concurrent,
+        price_nano=config.price_nano,
+    )
 
 
 async def _unless_signalled(signals: AsyncIterator[int], work: Callable[[], Awaitable[T]]) -> T | None:

@@ -24,6 +24,7 @@ from blyan_node.api.limits import Terms
 from blyan_node.api.metering import Meter
 from blyan_node.api.metrics import Measured, Metrics
 from blyan_node.api.openapi import document
+from blyan_node.api.page import page_endpoints
 from blyan_node.api.requests import MAX_TEXT
 from blyan_node.api.schemas import all_of, schema_of
 from blyan_node.api.service import ModelLayers, PeerStatus, Service, Status
@@ -47,7 +48,7 @@ def create_app(service: Service, access: Access, terms: Terms, usage: Usage) -> 
     described = document([*endpoints, _document_endpoint({})])
     endpoints.append(_document_endpoint(described))
     app = Starlette(
-        routes=routes(endpoints, Guard(terms, usage).before),
+        routes=routes([*endpoints, *page_endpoints()], Guard(terms, usage).before),
         middleware=[
             Middleware(Measured, metrics=metrics),
             Middleware(_NoSniffing),

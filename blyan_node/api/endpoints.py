@@ -30,8 +30,9 @@ class Parameter:
 class Endpoint:
     """A method of a path: what answers it, who may ask, how requests are counted, and how it is documented.
 
-    ``scope`` None: no key is needed. ``bucket`` is ``health``, ``read`` or ``chat``; requests to ``generates`` run a
-    generation, so they also count against quotas and concurrency. ``answers`` has schemas by media type.
+    ``scope`` None: no key is needed. ``bucket`` is ``health``, ``read`` or ``chat``, or ``page`` for what is not
+    counted; requests to ``generates`` run a generation, so they also count against quotas and concurrency.
+    ``answers`` has schemas by media type.
     """
 
     method: str

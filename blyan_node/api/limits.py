@@ -72,8 +72,8 @@ class Limits:
 
     def count(self, bucket: str, caller: Caller, now: float) -> dict[str, str]:
         """Count a request; return the headers that tell what is left. Raises ApiError 429."""
-        if bucket == "read" and caller.local:
-            return {}  # the operator's own commands and page poll
+        if bucket == "page" or (bucket == "read" and caller.local):
+            return {}  # a page is some files at once; the operator's own commands and page poll
         window = self._public if bucket == "chat" and caller.scopes is None else self._windows[bucket]
         # Whoever asks for health is counted by address: the key must not be needed, so it must not help either.
         name = caller.address if bucket == "health" else caller.name

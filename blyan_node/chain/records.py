@@ -20,6 +20,7 @@ from blyan_node.errors import CodecError, RuleError, SignatureError
 RECORD_DOMAIN = b"blyan/record/1"
 MAX_ARGUMENTS = 128 * 1024
 MAX_BLOB = 1 << 40
+MAX_BEACON = 256
 
 Hash = Annotated[bytes, exactly(32)]
 Address = Annotated[bytes, exactly(20)]
@@ -52,11 +53,15 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one unit of a model. ``unit`` is an index into the manifest's units."""
+    """The weights of one unit of a model. ``unit`` is an index into the manifest's units.
+
+    ``beacon`` sums up what the unit makes of an input drawn from the blob's root; empty: its publisher does not say.
+    """
 
     model: Hash
     unit: Annotated[int, Bound(1023)]
     blob: BlobRef
+    beacon: Annotated[bytes, Size(MAX_BEACON)] = b""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from blyan_node.errors import ModelUnavailable
 from blyan_node.inference.messages import MAX_STAGES, Leg
+from blyan_node.inference.standing import Standing
 from blyan_node.inference.swarm import Seen, SwarmView
 from blyan_node.p2p.transport import PeerId
 
@@ -23,9 +24,10 @@ AVOID_MOST = 120.0
 
 @dataclass
 class Measurements:
-    """What this node has measured of its peers: smoothed round trips in seconds, and failures."""
+    """What this node has measured of its peers: smoothed round trips in seconds, failures, challenges."""
 
     round_trips: dict[PeerId, float] = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
     _failures: dict[PeerId, tuple[int, float]] = field(default_factory=dict)
 
     def failed(self, peer: PeerId, now: float) -> None:
@@ -55,20 +57,30 @@ def plan(
     *,
     me: PeerId,
     now: float,
+    max_price: int | None = None,
 ) -> tuple[Leg, ...]:
     """Return the legs of the cheapest route that covers all units once, in order.
 
-    A peer that failed lately is used only where nobody else serves a unit. Raises ModelUnavailable, naming the units
-    that nobody serves.
+    A peer that failed lately is used only where nobody else serves a unit; one that computed a challenge wrongly, or
+    that asks for more than ``max_price`` (nano-BLY for 1,000 tokens and a layer), never. Raises ModelUnavailable,
+    naming the units that nobody else serves.
     """
-    spans = [(seen, held.first, held.last) for seen, held in view.serving(model, version, len(unit_names), now)]
-    trusted = [span for span in spans if not measurements.avoided(span[0].peer, now)]
-    for candidates in (trusted, spans):
+    claims = view.serving(model, version, len(unit_names), now)
+    affordable = [
+        (seen, held.first, held.last)
+        for seen, held in claims
+        if max_price is None or seen.heartbeat.price <= max_price or seen.peer == me
+    ]
+    spans = [span for span in affordable if not measurements.standing.is_distrusted(span[0].peer, now)]
+    reliable = [span for span in spans if not measurements.avoided(span[0].peer, now)]
+    for candidates in (reliable, spans):
         if legs := _shortest(candidates, len(unit_names), measurements, me):
             return legs
-    missing = [unit_names[unit] for unit in view.missing(model, version, len(unit_names), now)]
+    served = {unit for _, first, last in spans for unit in range(first, last + 1)}
+    missing = [name for unit, name in enumerate(unit_names) if unit not in served]
+    why = "serves" if len(affordable) == len(claims) else f"serves at {max_price} nano-BLY or less"
     raise ModelUnavailable(
-        f"no active peer serves {_ranges(missing, unit_names)}; try again when more peers have joined"
+        f"no active peer {why} {_ranges(missing, unit_names)}; try again when more peers have joined"
     )
 
 

@@ -146,7 +146,7 @@ ODD = [
     "/cuts?limit=١",
     "/..%2f..%2fetc/passwd",
     "/chain/T/blocks?limit=1&limit=bogus",
-    "/" + "?" * 3000,
+    "/nothing" + "?" * 3000,
 ]
 
 

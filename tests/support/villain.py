@@ -38,7 +38,7 @@ class Villain:
 
     network: Network
     victim: Peer
-    status: Status = field(default_factory=lambda: Status(NETWORK, 0, 0, NETWORK, (NETWORK,)))
+    status: Status = field(default_factory=lambda: Status(NETWORK, 0, 0, NETWORK, 0, (NETWORK,)))
     asked: dict[str, int] = field(default_factory=dict)
 
     def serve(

@@ -135,7 +135,7 @@ async def test_what_is_not_described_is_not_there() -> None:
                     response = await api.client.request(method, path.replace("{", "").replace("}", ""))
                     assert response.status_code == 405, (method, path)
                     assert set(response.headers["allow"].split(", ")) == {each.upper() for each in methods}
-        for path in ("/docs", "/redoc", "/v1", "/auth", "/models/x", "/chat/", "//health", "/../etc/passwd"):
+        for path in ("/docs", "/redoc", "/v1", "/auth", "/models/x", "/chat/", "/health/", "/../etc/passwd"):
             assert (await api.client.get(path)).status_code in (404, 405), path
 
 

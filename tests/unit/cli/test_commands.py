@@ -51,6 +51,7 @@ except SystemExit:
     [
         "start",
         "status",
+        "page",
         "chat",
         "model import",
         "model list",
