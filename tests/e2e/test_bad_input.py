@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -148,6 +149,18 @@ def test_a_model_that_does_not_fit_on_the_disk_leaves_room_for_one_that_does(nod
     wait_until(lambda: serves(node.client), timeout=WITHIN, what="the small model served")
     expected = greedy(small, tmp_path / "units", "Hello", 8)
     assert node.client.chat("Hello", model="small", max_tokens=8, temperature=0)["text"] == expected.text
+
+
+def test_a_key_works_from_its_making_until_it_is_revoked(node: Daemon) -> None:
+    made = json.loads(command("key", "create", "web", "--json", data_dir=node.data_dir).stdout)
+
+    def status_of(path: str) -> int:
+        return httpx.get(node.client.url + path, headers={"X-API-Key": made["key"]}, trust_env=False).status_code
+
+    assert [status_of(path) for path in ("/chat", "/status", "/models")] == [200, 403, 405]
+    assert command("key", "revoke", made["id"], data_dir=node.data_dir).returncode == 0
+    assert [status_of(path) for path in ("/chat", "/health")] == [401, 401]
+    assert not node.said(made["key"])
 
 
 def test_a_second_process_may_have_neither_port_nor_directory(node: Daemon, tmp_path: Path) -> None:
