@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["chain", "wire", "model", "daemons"])
+@pytest.mark.parametrize("name", ["chain", "wire", "model", "daemons", "failover"])
 def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", name], check=False, capture_output=True, text=True, timeout=880
@@ -23,4 +23,4 @@ def test_a_benchmark_runs_and_prints_its_table(name: str) -> None:
 def test_an_unknown_benchmark_is_named() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks", "nosuch"], check=False, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "there are: chain, wire, model, daemons" in done.stderr
+    assert "there are: chain, wire, model, daemons, failover" in done.stderr
