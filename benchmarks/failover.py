@@ -21,6 +21,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PAS
 from benchmarks._common import load_average, median, table
 from benchmarks.daemons import MODEL, QUESTION, publish
 from blyan_node.testnet.local import Node, Testnet, wait_until
+from tests.support.daemons import spread
 
 NODES = 7
 MEMORY = "300MiB"
@@ -74,11 +75,7 @@ def interrupted(net: Testnet, where: str, act: Callable[[Node], None]) -> tuple[
 
 
 def measure(net: Testnet, what: str, where: str, act: Callable[[Node], None]) -> list[str]:
-    wait_until(
-        lambda: all(min(node.client.status()["models"][0]["coverage"]) > 1 for node in net.nodes),
-        timeout=300,
-        what="all units served twice",
-    )
+    spread(net, timeout=300)
     stamps, victim, stages, entry = interrupted(net, where, act)
     steps = [later - sooner for sooner, later in pairwise(stamps)]
     pause = max(steps[AT - 1 :])

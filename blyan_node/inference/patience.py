@@ -13,6 +13,7 @@ from dataclasses import dataclass
 STALL = 30.0  # seconds without a token, besides those that a prompt or a queue may take, that nobody is granted more of
 LEAST = 10.0  # seconds that a step may take whatever those before took: others' prompts get in between
 SLOWER = 10.0  # times the slowest step so far
+UNDER_WAY = 0.5
 PREFILL_RATE = 20.0  # positions per second that the slowest stage is granted
 
 
@@ -32,8 +33,8 @@ class Patience:
         return min(STALL, max(LEAST, SLOWER * self.slowest) * float(2**self.stalls))
 
     def queue(self, waiting: int) -> float:
-        """Seconds more for a stage with so many positions in front of it."""
-        return min(STALL, waiting / PREFILL_RATE)
+        """Seconds more for a stage with so many positions in front of it, and for a token that is on its way."""
+        return min(STALL, UNDER_WAY + waiting / PREFILL_RATE)
 
     def took(self, seconds: float) -> None:
         """A step brought a token."""

@@ -13,7 +13,7 @@ import pytest
 
 from blyan_node.api.client import connect
 from blyan_node.testnet.local import Node, Testnet, wait_until
-from tests.support.daemons import WITHIN, Reference, greedy, idle, peer_of, publish, serves, text_of
+from tests.support.daemons import WITHIN, Reference, greedy, idle, peer_of, publish, serves, spread, text_of
 from tests.support.models import tiny_checkpoint
 
 pytestmark = [pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(600)]
@@ -43,13 +43,6 @@ def net(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield net
 
 
-def spared(net: Testnet) -> bool:
-    """Whether all serve, and every unit is served twice."""
-    return net.serving() and all(
-        min(model["coverage"]) > 1 for node in net.nodes for model in node.client.status()["models"]
-    )
-
-
 def served(node: Node) -> list[int]:
     return list(node.client.status()["models"][0]["served"])
 
@@ -61,7 +54,7 @@ def entry_beside(net: Testnet, unit: int) -> Node:
 
 def interrupted(net: Testnet, unit: int, expected: list[Reference], act: Callable[[Node], object]) -> Node:
     """Run all prompts at one node; in the middle, act on the stage that runs a unit for the first. Returns that one."""
-    wait_until(lambda: spared(net), timeout=2 * WITHIN, what="all units served twice")
+    spread(net)
     entry = entry_beside(net, unit)
     node_of = {peer_of(node): node for node in net.nodes}
     units = entry.client.status()["models"][0]["units"]

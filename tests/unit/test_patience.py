@@ -53,6 +53,6 @@ def test_stalls_in_a_row_make_it_patient_and_a_token_ends_the_row() -> None:
 
 def test_what_stands_in_front_of_a_stage_is_waited_for_within_bounds() -> None:
     patience = Patience()
-    assert patience.queue(0) == 0
-    assert patience.queue(200) == 10
+    assert patience.queue(0) == 0.5
+    assert patience.queue(200) == 10.5
     assert patience.queue(10**6) == STALL
