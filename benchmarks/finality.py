@@ -1,4 +1,4 @@
-"""How long a payment takes to become final on real daemons, and how fast a net heals.
+"""How long a payment takes to become final on real daemons.
 
     python -m benchmarks.finality [--validators 4 7] [--payments 60] [--burst 300]
 

@@ -150,6 +150,7 @@ class NodeConfig:
     )
     network: str | None = _setting(NETWORK, None, "id that the network must have; none: any")
     checkpoint: str | None = _setting(CHECKPOINT, None, "a final cut that the network's history must contain")
+    archive: bool = _setting(FLAG, False, "keep the whole history, and replay it rather than start from a snapshot")
     listen: str = _setting(LISTEN, "/ip4/0.0.0.0/tcp/4001", "where peers connect; port 0 is chosen by the system")
     announce: tuple[str, ...] = _setting(several(REACHABLE), (), "addresses told to peers, if not those listened on")
     bootstrap: tuple[str, ...] = _setting(several(PEER), (), "peers to join the network through")

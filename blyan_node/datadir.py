@@ -7,7 +7,8 @@
     genesis.toml  the network this node belongs to          peers.json  addresses of peers
     network.toml  what an invite told: settings (config.py) wallets/  encrypted keys, mode 600
     node.json     while running: pid, API and p2p addresses lock      held (flock) while running
-    blocked.txt   yours to write: ids of peers to refuse
+    blocked.txt   yours to write: ids of peers to refuse    api-keys.json, api-usage.json  hashes of API keys and
+                                                            what they used today, mode 600
 """
 
 from __future__ import annotations
@@ -58,6 +59,16 @@ class DataDir:
     def token(self) -> Path:
         """The local API token."""
         return self.root / "api.token"
+
+    @property
+    def api_keys(self) -> Path:
+        """The API keys that the operator has made, as hashes."""
+        return self.root / "api-keys.json"
+
+    @property
+    def api_usage(self) -> Path:
+        """What each API key has used today."""
+        return self.root / "api-usage.json"
 
     @property
     def genesis(self) -> Path:
@@ -180,15 +191,31 @@ def explained(path: Path) -> Iterator[None]:
         raise LocalError(f"cannot use {path}: {error.strerror}") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file so that readers see the old text or the new, never a part."""
+def write_whole(path: Path, text: str, *, mode: int = 0o644, durable: bool = False) -> None:
+    """Replace a file so that readers see the old text or the new, never a part; ``durable``: also if power is lost."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with explained(path):
         try:
-            temporary.write_text(text)
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
+            if durable:
+                _sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read_secret(path: Path) -> str:

@@ -21,16 +21,19 @@ from blyan_node.api.auth import Access
 from blyan_node.api.serve import api_url, open_api_listener, serve_api
 from blyan_node.canary import Canary
 from blyan_node.chain.blobs import BlobStore
+from blyan_node.chain.checkpoint import parse_checkpoint
 from blyan_node.chain.genesis import Genesis, load_genesis
 from blyan_node.chain.keys import Key, load_or_create_key, show_address, unused_mark
 from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.replica import Replica
 from blyan_node.chain.restart import check_signatures
+from blyan_node.chain.retention import Retention
 from blyan_node.chain_service import NodeChainService
 from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
 from blyan_node.errors import LocalError
 from blyan_node.inference import journal
+from blyan_node.inference.challenge import Challenger
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
 from blyan_node.inference.library import Library
@@ -80,7 +83,9 @@ async def _main(config: NodeConfig) -> None:
             genesis = await _unless_signalled(signals, partial(choose_genesis, config, data, key, network))
             if genesis is None:
                 return
-            with Replica.open(data.chain, genesis) as replica:
+            checkpoint = None if config.checkpoint is None else parse_checkpoint(config.checkpoint)
+            retention = Retention(bodies=None) if config.archive else Retention()
+            with Replica.open(data.chain, genesis, retention=retention, checkpoint=checkpoint) as replica:
                 _heed_lost_votes(replica, unused_mark(data.key))
                 await _serve(assemble(config, data, key, replica, network, workers), config, data, signals)
 
@@ -113,6 +118,31 @@ def assemble(
     pipeline = Pipeline(network, peers)
     stage = Stage(network, pipeline, workers.compute, journal_limit=int(memory * journal.SHARE))
     heart = Heart(network, peers, key, view, replica.genesis.network)
+    entry = Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context)
+    standing = entry.measurements.standing
+    holder = Holder(
+        network.peer_id,
+        relay,
+        library,
+        exchange,
+        view,
+        heart,
+        stage,
+        workers,
+        memory=memory,
+        dtype=dtype,
+        device=device,
+    )
+    challenger = Challenger(
+        network,
+        peers,
+        view,
+        stage,
+        standing,
+        workers.compute,
+        newest_cut=lambda: replica.final.id,
+        suspect_self=holder.reload,
+    )
     return NodeService(
         key=key,
         network=network,
@@ -128,21 +158,10 @@ def assemble(
         library=library,
         pipeline=pipeline,
         stage=stage,
-        entry=Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context),
+        entry=entry,
         heart=heart,
-        holder=Holder(
-            network.peer_id,
-            relay,
-            library,
-            exchange,
-            view,
-            heart,
-            stage,
-            workers,
-            memory=memory,
-            dtype=dtype,
-            device=device,
-        ),
+        holder=holder,
+        challenger=challenger,
         workers=workers,
         chain=NodeChainService(key.address, relay, submissions),
         memory_limit=memory,
@@ -168,6 +187,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
         nursery.start_soon(node.entry.run)
         await nursery.start(node.peers.run)
         await nursery.start(node.holder.run)
+        await nursery.start(node.challenger.run)
         task_status.started()
 
 

@@ -15,6 +15,7 @@ from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.keys import Key, show_address
 from blyan_node.chain_service import NodeChainService
+from blyan_node.inference.challenge import Challenger
 from blyan_node.inference.generation import Event, Generate, Progress
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
@@ -60,6 +61,7 @@ class NodeService:
     entry: Entry
     heart: Heart
     holder: Holder
+    challenger: Challenger
     workers: Workers
     chain: NodeChainService
     memory_limit: int

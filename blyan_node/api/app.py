@@ -19,6 +19,7 @@ from blyan_node.api.endpoints import plain, route
 from blyan_node.api.errors import ApiError, error_response
 from blyan_node.api.generations import NANO, Chat, ChatCompletions, ImportModel
 from blyan_node.api.limits import SlidingWindow
+from blyan_node.api.page import page_routes
 from blyan_node.api.requests import MAX_TEXT
 from blyan_node.api.service import Service
 from blyan_node.errors import BlyanError
@@ -70,6 +71,7 @@ def create_app(service: Service, access: Access, *, requests_per_minute: int, pr
         route("/chat", GET=plain(terms), POST=limited(Chat(service, price_nano))),
         route("/models", POST=ImportModel(service)),
         *chain_routes(service.chain),
+        *page_routes(),
     ]
     return Starlette(
         routes=routes,

@@ -16,8 +16,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blyan_node.api.errors import ApiError, error_response
+from blyan_node.api.page import PATHS
 
-PUBLIC = frozenset({("GET", "/health"), ("GET", "/v1/models"), ("HEAD", "/health")})
+PUBLIC = frozenset({("GET", "/health"), ("GET", "/v1/models"), ("HEAD", "/health"), *(("GET", path) for path in PATHS)})
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,10 @@ class _Chain:
         id = _id(request)
         if (info := self._service.block(id)) is None:
             raise ApiError(404, "not_found", f"block {id.hex()} is not here")
-        records = [record_json(record, self._service.standing(record.id)) for record in info.block.records]
-        return block_json(info) | {"records": records}
+        block = block_json(info)
+        if not info.block.is_stripped:
+            block["records"] = [record_json(each, self._service.standing(each.id)) for each in info.block.records]
+        return block
 
     def cuts(self, request: Request) -> object:
         limit, after = _limit(request), _after(request, _NUMBER)

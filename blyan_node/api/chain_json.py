@@ -22,7 +22,7 @@ _TEXTS = {(Manifest, "spec")}
 
 
 def block_json(info: BlockInfo) -> Json:
-    """A block without its records."""
+    """A block without its records; None stands for those of a body that was pruned."""
     block, header = info.block, info.block.header
     return {
         "id": block.id.hex(),
@@ -34,7 +34,7 @@ def block_json(info: BlockInfo) -> Json:
         "parents": [parent.hex() for parent in header.parents],
         "anchor": {"k": header.anchor.k, "cut": header.anchor.cut.hex()},
         "timestamp_ms": header.timestamp_ms,
-        "records": len(block.records),
+        "records": None if block.is_stripped else len(block.records),
         "size": len(block.raw),
         "word": "tentative" if info.cut is None else "final",
         "cut": info.cut,

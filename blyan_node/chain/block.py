@@ -23,7 +23,7 @@ from blyan_node.chain.keys import Key, digest
 from blyan_node.chain.records import Address, Hash, Record, Signature
 from blyan_node.codec import Size, encode, from_value, pack, to_value, unpack
 from blyan_node.codec import decode as decode_value
-from blyan_node.errors import RuleError
+from blyan_node.errors import CodecError, RuleError
 
 VERSION = 1
 BLOCK_DOMAIN = b"blyan/block/1"
@@ -33,6 +33,7 @@ MAX_RECORDS = 256
 MAX_HEADER = 4 * 1024
 MAX_BODY = 256 * 1024
 EMPTY_BODY = encode([])
+_NO_BODY = encode(b"")
 MAX_BLOCK = MAX_HEADER + MAX_BODY + 128
 """Bytes of an encoded block: its parts, the signature and the framing."""
 
@@ -97,6 +98,11 @@ class Block:
         return hashlib.sha256(self.header_bytes).digest()
 
     @property
+    def is_stripped(self) -> bool:
+        """Whether its body was pruned: the records that it had are not known here any more."""
+        return not self.body
+
+    @property
     def type(self) -> str:
         """What the author calls the block: ``manifest``, ``layer``, ``delta``, …; for people and filters, not rules."""
         return self.header.type
@@ -118,10 +124,29 @@ class Block:
 
 def decode_block(raw: bytes) -> Block:
     """Decode a block; checks encoding, types and sizes only. Raises CodecError."""
+    block = decode_stored(raw)
+    if block.is_stripped:
+        raise CodecError("a block without its body")
+    return block
+
+
+def decode_stored(raw: bytes) -> Block:
+    """Decode a block that may have been stripped of its body; it has no records then. Raises CodecError."""
     envelope = unpack(_Envelope, raw, most=MAX_BLOCK)
     header = unpack(Header, envelope.header, most=MAX_HEADER)
-    records = decode_body(envelope.body)
+    records = decode_body(envelope.body) if envelope.body else ()
     return Block(raw, envelope.header, envelope.signature, envelope.body, header, records)
+
+
+def strip(raw: bytes) -> bytes:
+    """Return an encoded block without its body: what is left when it is pruned. Its id stays. Raises CodecError."""
+    envelope = unpack(_Envelope, raw, most=MAX_BLOCK)
+    return encode([envelope.header, envelope.signature, b""])
+
+
+def is_stripped(raw: bytes) -> bool:
+    """Tell whether an encoded block has lost its body. Raises CodecError."""
+    return raw.endswith(_NO_BODY) and not unpack(_Envelope, raw, most=MAX_BLOCK).body
 
 
 def peek_id(raw: bytes) -> bytes:

@@ -6,14 +6,15 @@ import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 
-from blyan_node.chain.records import BlobRef
+from blyan_node.chain.records import BlobRef, Layer
 from blyan_node.chain.state import State
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model on the chain. ``id`` is that of the manifest's record; ``layers`` maps indexes into ``units`` to blobs.
+    """A model on the chain. ``id`` is that of the manifest's record.
 
+    ``layers`` maps indexes into ``units`` to blobs, ``beacons`` to the sums of what each unit is to compute.
     ``version`` is a hash over the id and the roots of the layers; it means something once the model is complete.
     """
 
@@ -24,6 +25,7 @@ class ModelEntry:
     units: tuple[str, ...]
     tokenizer: BlobRef
     layers: dict[int, BlobRef]
+    beacons: dict[int, bytes]
 
     @property
     def complete(self) -> bool:
@@ -42,7 +44,7 @@ class Catalog:
 
     def __init__(self, state: State) -> None:
         """Gather every model's layers; a new state takes a new catalog."""
-        layers: defaultdict[bytes, dict[int, BlobRef]] = defaultdict(dict)
+        layers: defaultdict[bytes, dict[int, Layer]] = defaultdict(dict)
         for model, unit in sorted(state.layers):
             layers[model][unit] = state.layers[model, unit]
         self._models = {
@@ -53,7 +55,8 @@ class Catalog:
                 spec=model.manifest.spec,
                 units=model.manifest.units,
                 tokenizer=model.manifest.tokenizer,
-                layers=layers[id],
+                layers={unit: layer.blob for unit, layer in layers[id].items()},
+                beacons={unit: layer.beacon for unit, layer in layers[id].items()},
             )
             for id, model in state.models.items()
         }

@@ -7,7 +7,7 @@ few; reading them back gives the state, and their root must be the one that was 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -19,13 +19,14 @@ from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis
 from blyan_node.chain.height import Base
 from blyan_node.chain.ledger import Folded, Movement, Result, Void
 from blyan_node.chain.records import Address, Hash
+from blyan_node.chain.retention import Page, Retention, paged
 from blyan_node.chain.state import State, genesis_state, root_of, state_of_rows
 from blyan_node.chain.store import Batch, Prefix, Store
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import Size, pack, unpack
 from blyan_node.errors import CodecError, RuleError, StoreError
 
-MAX_ENTRY = 1 << 20
+MAX_ENTRY = 1 << 21
 """Bytes of the largest entry: a cut with its certificate, or a row of the state."""
 CACHED = 4096
 
@@ -74,9 +75,13 @@ class StoredResult:
 class Finals:
     """See the module."""
 
-    def __init__(self, store: Store, genesis: Genesis) -> None:
+    def __init__(self, store: Store, genesis: Genesis, retention: Retention | None = None) -> None:
         """Read the last cut and the state after it. Raises StoreError where these do not fit together."""
-        self._store, self._genesis = store, genesis
+        self._store, self._genesis, self._retention = store, genesis, retention or Retention()
+        self.stripped = int.from_bytes(store.get(Prefix.STRIPPED.key()) or b"")
+        """The cut through which the bodies of blocks were pruned; 0 where all are here."""
+        self.snapshots = sorted({int.from_bytes(key[1:9]) for key in store.keys(Prefix.SNAPSHOT.key())})
+        """The cuts whose state is kept whole, in order."""
         self._anchors: OrderedDict[int, tuple[bytes, frozenset[bytes]]] = OrderedDict()
         state = genesis_state(genesis)
         self._rows: frozenset[bytes] = frozenset()  # in the database, which begins with the first cut
@@ -111,11 +116,9 @@ class Finals:
 
     def anchor(self, k: int) -> tuple[bytes, frozenset[bytes]]:
         """Return the id of a final cut and who may author on it. Raises StoreError where that cut is not here."""
-        if k == self.last.k:
-            return self.last.id, frozenset(_authors(self.last.state))
         if (known := self._anchors.get(k)) is None:
             if k == 0:
-                known = self._genesis.network, frozenset(_authors(genesis_state(self._genesis)))
+                known = self._genesis.network, frozenset(genesis_state(self._genesis).authors())
             elif (stored := self.stored(k)) is not None:
                 known = stored.cut.id, frozenset(stored.authors)
             else:
@@ -145,6 +148,10 @@ class Finals:
             if (movement := self._read(Movement, key)) is not None:
                 yield movement
 
+    def page(self, k: int, number: int) -> Page | None:
+        """Return a page of the snapshot of cut ``k``; None where it is not here."""
+        return self._read(Page, Prefix.SNAPSHOT.key(k, number))
+
     # What becomes final
 
     def commit(self, cut: Cut, certificate: Certificate, blocks: Iterable[bytes], folded: Folded) -> FinalCut:
@@ -152,7 +159,7 @@ class Finals:
         rows = frozenset(folded.state.rows())
         root = root_of(sorted(rows))
         deciders = ValidatorSet(folded.state.validators)
-        stored = StoredCut(cut, certificate, root, deciders, _authors(folded.state))
+        stored = StoredCut(cut, certificate, root, deciders, folded.state.authors())
         batch: Batch = [(Prefix.CUT.key(cut.k), pack(stored))]
         batch += [final_entry(id, cut.k) for id in sorted(blocks)]
         for result in folded.results:
@@ -162,10 +169,37 @@ class Finals:
         batch += [(row_key(row), None) for row in sorted(self._rows - rows)]
         batch += [(row_key(row), row) for row in sorted(rows - self._rows)]
         batch += [(key, None) for key in self._store.keys(Prefix.VOTE.key()) if int.from_bytes(key[1:9]) < cut.k]
-        self._store.write(batch)
-        self._rows = rows
+        snapshots, changes = self._keep(cut.k, rows)
+        self._store.write(batch + changes)
+        self._rows, self.snapshots = rows, snapshots
         self.last = FinalCut(cut.k, cut.id, cut.heads, folded.state, root)
         return self.last
+
+    def _keep(self, k: int, rows: frozenset[bytes]) -> tuple[list[int], Batch]:
+        """Return the snapshots that there are with cut ``k``, and what makes them so."""
+        if k % self._retention.every:
+            return self.snapshots, []
+        snapshots = [*self.snapshots, k]
+        outdated = self._retention.outdated(k, snapshots, self._retention.base(k, snapshots))
+        batch = snapshot_entries(k, sorted(rows))
+        for old in outdated:
+            batch += [(key, None) for key in self._store.keys(Prefix.SNAPSHOT.key(old))]
+        return [each for each in snapshots if each not in outdated], batch
+
+    @property
+    def base(self) -> int:
+        """The cut from which the ledger can be verified: that of a snapshot, 0 for the genesis."""
+        return min(k for k in self.snapshots if k >= self.stripped) if self.stripped else 0
+
+    def to_strip(self) -> int | None:
+        """Return the cut whose blocks should lose their bodies next, None where none should."""
+        following = self.stripped + 1
+        return following if following <= self._retention.base(self.last.k, self.snapshots) else None
+
+    def strip(self, k: int, blocks: Batch) -> None:
+        """Write the blocks of cut ``k`` without their bodies."""
+        self._store.write([*blocks, stripped_entry(k)])
+        self.stripped = k
 
     # The vote log
 
@@ -177,6 +211,11 @@ class Finals:
         """Return what this validator signed at heights that are not long final."""
         entries = (self._read(LogEntry, key) for key in self._store.keys(Prefix.VOTE.key()))
         return [entry for entry in entries if entry is not None]
+
+    def signed(self) -> Batch:
+        """Return what this validator may not forget: its votes, and through which height it signs nothing."""
+        keys = [*self._store.keys(Prefix.VOTE.key()), *self._store.keys(Prefix.ABSTAIN.key())]
+        return [(key, self._store.get(key)) for key in keys]
 
     def abstain_through(self) -> int | None:
         """Return through which height nothing may be signed; None while that is not known (a lost disk)."""
@@ -196,11 +235,6 @@ class Finals:
             raise StoreError(self._store.damaged(f"an entry {key[:1]!r} is unreadable")) from error
 
 
-def _authors(state: State) -> tuple[bytes, ...]:
-    members = {validator.address for validator in (*state.validators, *state.next_validators)}
-    return tuple(sorted(address for address in members if state.may_author(address)))
-
-
 def final_entry(block: bytes, k: int) -> tuple[bytes, bytes]:
     """Return the entry of a block that cut ``k`` made final."""
     return Prefix.FINAL.key(block), k.to_bytes(8)
@@ -215,6 +249,16 @@ def result_entry(k: int, result: Result) -> tuple[bytes, bytes]:
 def movement_entry(movement: Movement) -> tuple[bytes, bytes]:
     """Return the entry of a movement of money."""
     return Prefix.MOVEMENT.key(movement.address, movement.k, movement.index), pack(movement)
+
+
+def snapshot_entries(k: int, rows: Sequence[bytes]) -> Batch:
+    """Return the entries of the snapshot of cut ``k``, whose sorted rows are given."""
+    return [(Prefix.SNAPSHOT.key(k, number), pack(page)) for number, page in enumerate(paged(rows))]
+
+
+def stripped_entry(k: int) -> tuple[bytes, bytes]:
+    """Return the entry that says through which cut blocks have lost their bodies."""
+    return Prefix.STRIPPED.key(), k.to_bytes(8)
 
 
 def row_key(row: bytes) -> bytes:

@@ -16,6 +16,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
+from blyan_node.chain.checkpoint import Checkpoint
 from blyan_node.chain.records import Hash
 from blyan_node.codec import Bound, Size, encode, from_value, to_value, unpack
 from blyan_node.errors import CodecError, RequestError
@@ -25,14 +26,6 @@ VERSION = 1
 MAX_ADDRESSES = 8
 MAX_BYTES = 2560
 _CHECKSUM = 4
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A final cut that the inviting node knows."""
-
-    k: int
-    cut: Hash
 
 
 @dataclass(frozen=True)

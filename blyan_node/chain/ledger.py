@@ -304,8 +304,8 @@ class _Step:
             case Manifest():
                 state.models[id] = Model(sender, arguments)
                 return None, 0
-            case Layer(model, unit, blob):
-                state.layers[model, unit] = blob
+            case Layer(model, unit):
+                state.layers[model, unit] = arguments
                 return None, 0
 
     def _loosen(self, id: bytes, validator: bytes, owner: bytes, bonded: int, amount: int) -> None:
@@ -320,7 +320,7 @@ class _Step:
     def _punish(self, id: bytes, offender: bytes) -> None:
         """Burn a part of everything that stands behind an offender, give back the rest later, and bar its key."""
         state = self.state
-        state.slashed.add(offender)
+        state.slashed[offender] = state.k
         bonds = sorted((owner, amount) for (validator, owner), amount in state.bonds.items() if validator == offender)
         for owner, amount in bonds:
             self._loosen(id, offender, owner, amount, amount)

@@ -75,6 +75,11 @@ class Orphans:
         if not self._of_source[waiting.source]:
             del self._of_source[waiting.source], self._bytes_of_source[waiting.source]
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        for waiting in (self._waiting, self._children, self._of_source, self._bytes_of_source):
+            waiting.clear()
+
     def _forget_child(self, parent: bytes, child: bytes) -> None:
         self._children[parent].discard(child)
         if not self._children[parent]:

@@ -8,121 +8,102 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from blyan_node.chain.block import CHAINS, Anchor, Block, Header, decode_block, make_block, peek_id
+from blyan_node.chain.block import (
+    CHAINS,
+    Anchor,
+    Block,
+    Header,
+    decode_block,
+    is_stripped,
+    make_block,
+    peek_id,
+    strip,
+)
 from blyan_node.chain.catalog import Catalog
+from blyan_node.chain.checkpoint import Checkpoint
 from blyan_node.chain.closing import Closing
 from blyan_node.chain.cut import Certificate, Cut
-from blyan_node.chain.dag import Dag, Node, Past, lies_in
+from blyan_node.chain.dag import Dag, Node, Past
 from blyan_node.chain.finals import FinalCut, Finals
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key, show_address
 from blyan_node.chain.ledger import fold
-from blyan_node.chain.order import Carried, Item, item_of, order, window
+from blyan_node.chain.order import item_of
 from blyan_node.chain.orphans import Orphans
+from blyan_node.chain.outcome import Accepted, Committed, Known, Orphan, Outcome, Refusal, Surplus
 from blyan_node.chain.records import Record
+from blyan_node.chain.retention import Retention
 from blyan_node.chain.rules import check_anchor, check_in_context, check_in_isolation
-from blyan_node.chain.store import Store
+from blyan_node.chain.store import Store, finish_swap, swap
 from blyan_node.chain.tables import Tables
-from blyan_node.chain.view import View, make_view
+from blyan_node.chain.view import View
+from blyan_node.chain.windows import Windows
 from blyan_node.errors import ConfigError, LocalError, RuleError
 
 MAX_EVIDENCE = 2
 """Blocks of one author with one seq that are kept without being needed: a pair proves the equivocation."""
 MAX_REFUSED = 4096
-MAX_ITEMS = 16384
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A waiting block that turned out to break the rules, or to build on one that does; ``source`` sent it."""
-
-    id: bytes
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """The block is part of the DAG, and so are ``adopted``, blocks that waited for it, in order."""
-
-    block: Block
-    adopted: tuple[Block, ...] = ()
-    refused: tuple[Refusal, ...] = ()
-
-
-@dataclass(frozen=True)
-class Known:
-    """The block was part of the DAG already."""
-
-    id: bytes
-
-
-@dataclass(frozen=True)
-class Orphan:
-    """The block waits; ``missing`` are the ancestors to fetch, themselves neither here nor waiting.
-
-    Nothing is missing where the block, or an ancestor, is *held*: anchored at a cut that is not final here yet.
-    """
-
-    block: Block
-    missing: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Surplus:
-    """Valid, not kept, since nobody needs it: one more branch of a proven equivocator, or a block on an anchor so old
-    that its author has nothing at stake any more. Fetching it again is no use until another's block builds on it.
-    """  # noqa: D205
-
-    block: Block
-
-
-Outcome = Accepted | Known | Orphan | Surplus
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A cut became final. ``adopted`` are the blocks that were held for it, in order."""
-
-    final: FinalCut
-    adopted: tuple[Block, ...]
-    refused: tuple[Refusal, ...]
 
 
 class Replica(Closing):
     """See the module. A context manager; opening reads heads, branches and the final state, not all blocks."""
 
-    def __init__(self, store: Store, genesis: Genesis, *, orphans: Orphans | None = None) -> None:
-        """Use an open store, which the replica closes. Raises StoreError where it is of another network or format."""
-        self.genesis = genesis
-        self._tables = Tables(store, genesis)
-        self.finals = Finals(store, genesis)
+    def __init__(
+        self,
+        store: Store,
+        genesis: Genesis,
+        *,
+        orphans: Orphans | None = None,
+        retention: Retention | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Use an open store, which the replica closes.
+
+        Raises StoreError where it is of another network or format, LocalError where it goes past the checkpoint by
+        another cut.
+        """
+        self.genesis, self.checkpoint = genesis, checkpoint
+        self.retention = Retention() if retention is None else retention
         self._orphans = Orphans() if orphans is None else orphans
         self._refused: OrderedDict[bytes, str] = OrderedDict()
         self._surplus: OrderedDict[bytes, None] = OrderedDict()
-        self._items: OrderedDict[bytes, Item] = OrderedDict()
+        self._use(store)
+
+    def _use(self, store: Store) -> None:
+        self.directory = store.directory
+        self._tables = Tables(store, self.genesis)
+        self.finals = Finals(store, self.genesis, self.retention)
         self._count = self._tables.count()
         self.dag = Dag(
-            genesis.network,
+            self.genesis.network,
             load=self._tables.node,
             heads=self._tables.heads(),
             branches=self._tables.branches(),
         )
-        self._settled: Past = self.dag.past_of(self.final.heads)
-        self._view: View | None = None
-        self._catalog: Catalog | None = None
-        self._last_window: tuple[tuple[int, tuple[bytes, ...]], list[tuple[int, bytes]]] | None = None
+        self._windows = Windows(self.dag, self._tables, self.finals, self.genesis)
+        if (fixed := self.checkpoint) and 0 < fixed.k <= self.final.k and self.finals.anchor(fixed.k)[0] != fixed.cut:
+            raise LocalError(
+                f"the chain in {self.directory} is not the one that the checkpoint names: its cut {fixed.k} is "
+                f"{self.finals.anchor(fixed.k)[0].hex()}. Move it away, or correct the setting checkpoint"
+            )
 
     @classmethod
-    def open(cls, directory: Path, genesis: Genesis) -> Replica:
-        """Open or create the replica in a directory. Raises AlreadyRunning, DiskFull or StoreError."""
+    def open(
+        cls,
+        directory: Path,
+        genesis: Genesis,
+        *,
+        retention: Retention | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Replica:
+        """Open or create the replica in a directory. Raises AlreadyRunning, DiskFull, StoreError or LocalError."""
+        finish_swap(directory)
         store = Store(directory)
         try:
-            return cls(store, genesis)
+            return cls(store, genesis, retention=retention, checkpoint=checkpoint)
         except BaseException:
             store.close()
             raise
@@ -163,11 +144,17 @@ class Replica(Closing):
         return id not in self._surplus or any(True for _ in self._orphans.above(id))
 
     def get(self, id: bytes) -> bytes | None:
-        """Return a block as it was received, None where it is not here."""
-        return self._tables.raw(id)
+        """Return a block as it was received, None where it is not here, or not any more with its body."""
+        raw = self._tables.raw(id)
+        return None if raw is None or is_stripped(raw) else raw
+
+    def stub(self, id: bytes) -> bytes | None:
+        """Return a block without its body."""
+        raw = self._tables.raw(id)
+        return None if raw is None else strip(raw)
 
     def block(self, id: bytes) -> Block | None:
-        """Return a block, decoded."""
+        """Return a block, decoded; it may have been stripped of its body."""
         return self._tables.block(id)
 
     def blocks(
@@ -191,49 +178,30 @@ class Replica(Closing):
         """The last final cut, and the state after it."""
         return self.finals.last
 
+    @property
+    def is_below_checkpoint(self) -> bool:
+        """Whether the cut that the history must go through is still to come: until then nothing is decided here."""
+        return self.checkpoint is not None and self.final.k < self.checkpoint.k
+
     def is_final(self, id: bytes) -> bool:
         """Tell whether a block that is here, or the genesis, lies under the last final cut."""
-        return lies_in(self.dag.known(id), self._settled)
-
-    def view(self) -> View:
-        """Return the ledger as of now, tentative and final."""
-        if self._view is None:
-            heads = self.dag.heads()
-            items, equivocators = self._window(heads)
-            self._view = make_view(
-                self.final.state,
-                items,
-                network=self.genesis.network,
-                reaches=self._reaches,
-                equivocators=equivocators,
-                lookup=self.finals.result,
-            )
-        return self._view
-
-    def catalog(self) -> Catalog:
-        """Return the models on the chain, tentatively."""
-        if self._catalog is None:
-            self._catalog = Catalog(self.view().tentative)
-        return self._catalog
-
-    def window_of(self, k: int) -> list[tuple[int, bytes]]:
-        """Return (height, id), in order, of the blocks that cut ``k`` made final; for the next cut, of all the rest."""
-        is_final = k <= self.final.k
-        heads = self._heads_of(k) if is_final else self.dag.heads()
-        if self._last_window is None or self._last_window[0] != (k, heads):
-            ids = self.window(heads, self.dag.past_of(self._heads_of(k - 1)) if is_final else None)
-            self._last_window = (k, heads), sorted((self.dag.known(id).height, id) for id in ids)
-        return self._last_window[1]
-
-    def _heads_of(self, k: int) -> tuple[bytes, ...]:
-        stored = self.finals.stored(k)
-        return (self.genesis.network,) if stored is None else stored.cut.heads
+        return self._windows.is_final(id)
 
     def window(self, heads: Iterable[bytes], above: Past | None = None) -> set[bytes]:
         """Return the ids of the blocks under ``heads`` that do not lie in a past (of the last cut, if None)."""
-        settled = self._settled if above is None else above
-        known = self.dag.known
-        return window(heads, parents=lambda id: known(id).parents, settled=lambda id: lies_in(known(id), settled))
+        return self._windows.under(heads, above)
+
+    def window_of(self, k: int) -> list[tuple[int, bytes]]:
+        """Return (height, id), in order, of the blocks that cut ``k`` made final; for the next cut, of all the rest."""
+        return self._windows.places(k)
+
+    def view(self) -> View:
+        """Return the ledger as of now, tentative and final."""
+        return self._windows.view()
+
+    def catalog(self) -> Catalog:
+        """Return the models on the chain, tentatively."""
+        return self._windows.catalog()
 
     def is_equivocator(self, author: bytes) -> bool:
         """Tell whether two blocks here prove that an author forked its own chain."""
@@ -382,8 +350,7 @@ class Replica(Closing):
         self.dag.apply(placed)
         self._count += 1
         self._surplus.pop(block.id, None)
-        self._remember(item_of(block))
-        self._view = self._catalog = None  # also by an acknowledgement: it may be a vote between rivals
+        self._windows.added(item_of(block))
 
     def _adopt(self, awaited: bytes) -> tuple[tuple[Block, ...], tuple[Refusal, ...]]:
         """Add what waited for a block or a cut, and what waited for that, level by level."""
@@ -430,40 +397,44 @@ class Replica(Closing):
     def _finalise(self, cut: Cut, certificate: Certificate) -> None:
         if (cut.k, cut.prev_cut, cut.prev_state_root) != (self.final.k + 1, self.final.id, self.final.root):
             raise LocalError(f"cut {cut.k} was decided on another cut or state than {self.final.k}, the last one here")
-        items, equivocators = self._window(cut.heads)
-        records = self._order(items, equivocators)
+        if self.checkpoint is not None:
+            self.checkpoint.check(cut)
+        items, records = self._windows.ordered(cut.heads)
         folded = fold(self.final.state, records, network=self.genesis.network)
         self.finals.commit(cut, certificate, (item.id for item in items), folded)
-        self._settled = self.dag.past_of(cut.heads)
-        self._view = self._catalog = None
+        self._windows.committed()
+        self._prune()
 
-    def _order(self, items: Sequence[Item], equivocators: frozenset[bytes]) -> tuple[Carried, ...]:
-        stake = self.final.state.stake()
-        return order(items, reaches=self._reaches, stake=stake, equivocators=equivocators)
+    def _prune(self) -> None:
+        """Take the bodies away that are not kept any more: two cuts for each new one, so no commit takes long."""
+        for _ in range(2):
+            if (k := self.finals.to_strip()) is not None:
+                self.finals.strip(k, self._tables.strip(self._windows.of_cut(k)))
 
-    def _reaches(self, later: bytes, earlier: bytes) -> bool:
-        return self.dag.known(later).reaches(self.dag.known(earlier))
+    # Starting anew from a snapshot
 
-    def _window(self, heads: tuple[bytes, ...]) -> tuple[list[Item], frozenset[bytes]]:
-        """Return what lies under ``heads`` and is not final, and who is proven an equivocator under them."""
-        items = [self._item(id) for id in sorted(self.window(heads))]
-        past = self.dag.past_of(heads)
-        return items, frozenset(author for author in {item.author for item in items} if self.dag.reach(author, past)[1])
+    def adopt(self, directory: Path) -> None:
+        """Go on with the chain in another directory, which was started from a snapshot, and lose nothing of this one.
 
-    def _item(self, id: bytes) -> Item:
-        if (item := self._items.get(id)) is None:
-            node = self.dag.known(id)
-            if node.carries:
-                item = item_of(self._tables.indexed(id))
-            else:
-                item = Item(id, node.height, self.dag.author_of(node), node.seq, ())
-            self._remember(item)
-        return item
-
-    def _remember(self, item: Item) -> None:
-        self._items[item.id] = item
-        if len(self._items) > MAX_ITEMS:
-            self._items.popitem(last=False)
+        What this validator has signed goes along, and what is in the DAG here and not final there. The directory takes
+        the place of this replica's own. Raises DiskFull or StoreError: then reopening finds the old or the new one.
+        """
+        heads = self.dag.heads()
+        tentative = sorted((self.dag.known(id).height, id) for id in self.window(heads))
+        blocks = [raw for _, id in tentative if (raw := self._tables.raw(id)) is not None]
+        with Store(directory) as other:
+            other.write(self.finals.signed())
+            other.flush()
+        self._tables.close()
+        swap(self.directory, directory)
+        for kept in (self._refused, self._surplus, self._orphans):
+            kept.clear()  # comparing heads brings again what waited
+        self._use(Store(self.directory))
+        for raw in blocks:
+            try:
+                self.accept(raw)
+            except RuleError:
+                pass  # it had a place here only: what it builds on is not part of the chain that was decided
 
 
 def _held(k: int) -> bytes:

@@ -18,7 +18,8 @@ from typing import Any
 from blyan_node.chain.genesis import MAX_VALIDATORS, Genesis, Money, Parameters, Validator
 from blyan_node.chain.keys import digest
 from blyan_node.chain.merkle import Tree, leaf_hash
-from blyan_node.chain.records import MAX_ARGUMENTS, Address, Amount, BlobRef, Hash, Layer, Manifest
+from blyan_node.chain.records import MAX_ARGUMENTS, Address, Amount, Hash, Layer, Manifest
+from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import decode, encode, from_value, to_value
 from blyan_node.errors import CodecError, ConfigError, RuleError
 
@@ -63,8 +64,9 @@ class State:
 
     ``validators`` decide cut k + 1 and ``next_validators`` cut k + 2: a cut names the set after it, and its proposer
     can know only what was final before. ``bonds`` maps (validator, owner) to an amount. ``minted`` are the receipts
-    that have been paid, ``slashed`` the keys that were proven to cheat and never validate again. ``models`` stand in
-    the order in which their manifests took effect; ``layers`` maps (model, unit) to the weights that count now.
+    that have been paid, ``slashed`` maps the keys that were proven to cheat, and never validate again, to the cut that
+    barred them. ``models`` stand in the order in which their manifests took effect; ``layers`` maps (model, unit) to
+    the weights that count now.
     """
 
     parameters: Parameters
@@ -74,11 +76,11 @@ class State:
     bonds: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
     unbonding: list[Unbonding] = field(default_factory=list)
     minted: set[bytes] = field(default_factory=set)
-    slashed: set[bytes] = field(default_factory=set)
+    slashed: dict[bytes, int] = field(default_factory=dict)
     validators: tuple[Validator, ...] = ()
     next_validators: tuple[Validator, ...] = ()
     models: dict[bytes, Model] = field(default_factory=dict)
-    layers: dict[tuple[bytes, int], BlobRef] = field(default_factory=dict)
+    layers: dict[tuple[bytes, int], Layer] = field(default_factory=dict)
 
     def copy(self) -> State:
         """Return a state that can be changed without changing this one."""
@@ -88,7 +90,7 @@ class State:
             bonds=dict(self.bonds),
             unbonding=list(self.unbonding),
             minted=set(self.minted),
-            slashed=set(self.slashed),
+            slashed=dict(self.slashed),
             models=dict(self.models),
             layers=dict(self.layers),
         )
@@ -105,6 +107,11 @@ class State:
         """Tell whether a key may write blocks anchored at this cut: it validates now or next, and never cheated."""
         members = {validator.address for validator in (*self.validators, *self.next_validators)}
         return address in members and address not in self.slashed
+
+    def authors(self) -> tuple[bytes, ...]:
+        """Return all keys that may write blocks anchored at this cut, sorted."""
+        members = {validator.address for validator in (*self.validators, *self.next_validators)}
+        return tuple(sorted(members - self.slashed.keys()))
 
     def bonded_by(self, owner: bytes) -> dict[bytes, int]:
         """Return what an address has bonded, by validator."""
@@ -126,11 +133,11 @@ class State:
         rows += [_Bond(validator, owner, amount) for (validator, owner), amount in self.bonds.items()]
         rows += self.unbonding
         rows += map(_Minted, self.minted)
-        rows += map(_Slashed, self.slashed)
+        rows += [_Slashed(address, k) for address, k in self.slashed.items()]
         rows += [_Validator(validator.address, validator.stake) for validator in self.validators]
         rows += [_Next(validator.address, validator.stake) for validator in self.next_validators]
         rows += [_Model(place, *entry) for place, entry in enumerate(self.models.items())]
-        rows += [Layer(model, unit, blob) for (model, unit), blob in self.layers.items()]
+        rows += self.layers.values()
         return sorted(encode([_TABLES.index(type(row)), to_value(row)]) for row in rows)
 
     def root(self) -> bytes:
@@ -147,7 +154,7 @@ def genesis_state(genesis: Genesis) -> State:
         supply=genesis.supply,
         accounts=accounts,
         bonds=bonds,
-        slashed=set(genesis.restart.barred) if genesis.restart else set(),
+        slashed=dict.fromkeys(genesis.restart.barred, 0) if genesis.restart else {},
         validators=genesis.validators,
         next_validators=genesis.validators,
     )
@@ -156,6 +163,16 @@ def genesis_state(genesis: Genesis) -> State:
 def root_of(rows: Sequence[bytes]) -> bytes:
     """Return the root of a state from its rows, sorted: see :meth:`State.root`."""
     return digest(STATE_DOMAIN, encode([len(rows), Tree([leaf_hash(row) for row in rows]).root]))
+
+
+def authors_between(deciders: ValidatorSet, later: ValidatorSet, k: int, state: State) -> tuple[bytes, ...]:
+    """Return :meth:`State.authors` of an earlier cut ``k``, of which no state is here.
+
+    ``deciders`` decided cut k + 1 and ``later`` cut k + 2: in the state of cut k these are the validators now and next.
+    ``state`` is any state since, which tells who had been barred by then.
+    """
+    barred = {address for address, since in state.slashed.items() if since <= k}
+    return tuple(sorted({*deciders.stakes, *later.stakes} - barred))
 
 
 def choose_validators(state: State) -> tuple[Validator, ...]:
@@ -199,7 +216,7 @@ def state_of_rows(rows: Iterable[bytes]) -> State:
         elif isinstance(row, _Minted):
             state.minted.add(row.receipt)
         elif isinstance(row, _Slashed):
-            state.slashed.add(row.address)
+            state.slashed[row.address] = row.k
         elif isinstance(row, _Validator):
             state.validators += (Validator(row.address, row.stake),)
         elif isinstance(row, _Next):
@@ -207,7 +224,7 @@ def state_of_rows(rows: Iterable[bytes]) -> State:
         elif isinstance(row, _Model):
             state.models[row.id] = row.model
         else:
-            state.layers[row.model, row.unit] = row.blob
+            state.layers[row.model, row.unit] = row
     if state is None or sorted(set(state.rows())) != given:
         raise RuleError("not the rows of a state: unsorted, doubled or without a head")
     if state.total() != state.supply or state.supply > state.parameters.cap:
@@ -247,6 +264,7 @@ class _Minted:
 @dataclass(frozen=True)
 class _Slashed:
     address: Address
+    k: int
 
 
 @dataclass(frozen=True)

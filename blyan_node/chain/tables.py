@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from typing import Annotated, TypeVar
 
-from blyan_node.chain.block import MAX_BLOCK, MAX_PARENTS, Block, Header, decode_block
+from blyan_node.chain.block import MAX_BLOCK, MAX_PARENTS, Block, Header, decode_stored, strip
 from blyan_node.chain.dag import Branch, Node, Placed
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.records import Address, Hash
@@ -15,7 +15,7 @@ from blyan_node.chain.store import Batch, Prefix, Store
 from blyan_node.codec import Size, pack, unpack
 from blyan_node.errors import CodecError, StoreError
 
-FORMAT = 2
+FORMAT = 3
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Tables:
         return 0 if state is None else state.blocks
 
     def raw(self, id: bytes) -> bytes | None:
-        """Return an encoded block."""
+        """Return an encoded block, which may have been stripped of its body."""
         return self._store.get(Prefix.BLOCK.key(id))
 
     def block(self, id: bytes) -> Block | None:
@@ -81,7 +81,7 @@ class Tables:
         if (raw := self.raw(id)) is None:
             return None
         try:
-            return decode_block(raw)
+            return decode_stored(raw)
         except CodecError as error:
             raise StoreError(self._store.damaged(f"block {id.hex()} is unreadable")) from error
 
@@ -132,7 +132,11 @@ class Tables:
 
     def add(self, block: Block, placed: Placed, *, count: int) -> None:
         """Write a block and all that follows from it, in one batch; ``count`` is the number of blocks with it."""
-        batch: Batch = [
+        self._store.write(self.entries(block, placed, count=count))
+
+    def entries(self, block: Block, placed: Placed, *, count: int) -> Batch:
+        """Return what :meth:`add` writes."""
+        return [
             state_entry(self._network, count),
             (Prefix.BLOCK.key(block.id), block.raw),
             node_entry(block.id, placed.node),
@@ -142,7 +146,10 @@ class Tables:
             *((Prefix.HEAD.key(parent), None) for parent in block.header.parents),
             (Prefix.HEAD.key(block.id), b""),
         ]
-        self._store.write(batch)
+
+    def strip(self, ids: Iterable[bytes]) -> Batch:
+        """Return what takes the bodies of these blocks away."""
+        return [(Prefix.BLOCK.key(id), strip(raw)) for id in sorted(ids) if (raw := self.raw(id)) is not None]
 
     def flush(self) -> None:
         """See :meth:`Store.flush`."""

@@ -22,8 +22,8 @@ Three passes:
 What is wrong is told and then replaced by what should be there, so one fault is told once, and the rest is checked all
 the same. Where that is impossible (the blocks of a cut are damaged) the fault says what was not checked.
 
-A body that is missing is a fault. Where bodies may be pruned, pass 3 begins at the snapshot that stands for them
-instead of at the genesis: see :class:`blyan_node.chain.verify_cuts.CutChecks`, which takes any state to begin with.
+A body that is missing is a fault, unless it was pruned (see :mod:`blyan_node.chain.retention`). Then the ledger is
+folded from the snapshot on that stands for what was pruned; cuts before it are checked as a light client would.
 """
 
 from __future__ import annotations

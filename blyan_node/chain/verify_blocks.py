@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
 from heapq import merge
 
-from blyan_node.chain.block import CHAINS, Header, decode_block, peek_header
+from blyan_node.chain.block import CHAINS, Header, decode_block, decode_stored, peek_header
 from blyan_node.chain.dag import ROOT_BRANCH, Branch, Dag, Node, Placed, make_node
 from blyan_node.chain.genesis import Genesis
-from blyan_node.chain.rules import check_in_context, check_in_isolation
+from blyan_node.chain.rules import check_in_context, check_in_isolation, check_stub
 from blyan_node.chain.store import Prefix, Store
 from blyan_node.chain.tables import Tables, author_key, branch_entry, height_key, node_entry, state_entry
 from blyan_node.errors import CodecError, RuleError, SignatureError, StoreError
@@ -32,6 +32,8 @@ LENGTHS: dict[Prefix, int] = {
     Prefix.RESULT: 32,
     Prefix.MOVEMENT: 20 + 8 + 8,
     Prefix.ROW: 32,
+    Prefix.SNAPSHOT: 8 + 8,
+    Prefix.STRIPPED: 0,
     Prefix.VOTE: 8 + 8 + 8,
     Prefix.ABSTAIN: 0,
 }
@@ -104,6 +106,8 @@ class BlockChecks:
     def __init__(self, entries: Entries, tables: Tables, genesis: Genesis) -> None:
         self.dag = Dag(genesis.network, load=self._load)
         self.damaged: set[bytes] = set()
+        self.stripped = int.from_bytes(entries.store.get(Prefix.STRIPPED.key()) or b"")
+        """The cut through which bodies may be missing."""
         self._network = genesis.network
         self._entries, self._tables, self._store = entries, tables, entries.store
         self._counts = entries.counts
@@ -142,7 +146,10 @@ class BlockChecks:
             yield Fault(where, "under its id stands another block")
             return
         try:
-            check_in_isolation(decode_block(raw), self._network)
+            if not body and self._is_pruned(id):
+                check_stub(decode_stored(raw), self._network)
+            else:
+                check_in_isolation(decode_block(raw), self._network)
         except SignatureError as error:
             yield Fault(where, f"it breaks a rule: {error}")
         except RuleError as error:
@@ -156,6 +163,10 @@ class BlockChecks:
             yield Fault(where, f"it is missing in {AUTHORS}")
         else:
             self._authored += 1
+
+    def _is_pruned(self, id: bytes) -> bool:
+        cut = int.from_bytes(self._store.get(Prefix.FINAL.key(id)) or b"")
+        return 0 < cut <= self.stripped
 
     def _is_misplaced(self, key: bytes) -> bool:
         """Tell whether an entry of the index by author is not that of a block here. Unreadable blocks have theirs."""

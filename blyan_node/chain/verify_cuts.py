@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
-from blyan_node.chain.block import decode_block
+from blyan_node.chain.block import decode_stored
 from blyan_node.chain.candidates import Candidates
 from blyan_node.chain.cut import (
     PRECOMMIT,
@@ -35,8 +35,9 @@ from blyan_node.chain.finals import (
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.ledger import Result, fold
 from blyan_node.chain.order import Item, item_of, order, window
+from blyan_node.chain.retention import Page
 from blyan_node.chain.rules import check_anchor
-from blyan_node.chain.state import State, genesis_state, root_of
+from blyan_node.chain.state import authors_between, genesis_state, root_of, state_of_rows
 from blyan_node.chain.store import Prefix
 from blyan_node.chain.tables import Tables
 from blyan_node.chain.validators import ValidatorSet
@@ -101,20 +102,24 @@ class _ByCut:
 class CutChecks:
     """Verifies what is final in one database, on the DAG that :class:`BlockChecks` has verified.
 
-    While ``follows`` holds, ``final.state`` is the state after the last cut that was checked. Once a cut cannot be
-    folded, its blocks being damaged, the cuts after it are checked as a light client would: by their certificates, of
-    validators that the cut before names.
+    While ``follows`` holds, ``final.state`` is the state after the last cut that was checked. Where it does not, cuts
+    are checked as a light client would: by their certificates, of validators that the cut before names. That is so up
+    to the snapshot that stands for blocks whose bodies were pruned, and from a cut on that cannot be folded, its blocks
+    being damaged.
     """
 
     def __init__(self, entries: Entries, tables: Tables, genesis: Genesis, blocks: BlockChecks) -> None:
         self.dag = blocks.dag
         state = genesis_state(genesis)
         self.final = FinalCut(0, genesis.network, (genesis.network,), state, state.root())
-        self.follows = True
         self._network, self._damaged = genesis.network, blocks.damaged
         self._entries, self._tables, self._store = entries, tables, entries.store
+        self._snapshots = sorted({int.from_bytes(key[1:9]) for key in entries.keys(Prefix.SNAPSHOT)})
+        self._base: FinalCut | None = None  # where the ledger begins, if not with the genesis
+        self.follows = not blocks.stripped
+        self._stripped = blocks.stripped
         self._settled: Past = self.dag.past_of(self.final.heads)
-        self._anchors = [(genesis.network, _authors(state))]
+        self._anchors = [(genesis.network, frozenset(state.authors()))]
         self._deciders: dict[int, ValidatorSet | None] = {1: ValidatorSet(state.validators)}
         self._last: StoredCut | None = None
         self._finals = _ByCut(entries, Prefix.FINAL, "its place among what is final", _cut_of_final)
@@ -144,6 +149,11 @@ class CutChecks:
         last = max((int.from_bytes(key[1:]) for key in self._entries.keys(Prefix.CUT)), default=0)
         for table in (self._finals, self._results, self._movements):
             yield from table.beyond(last)
+        for each in self._snapshots:
+            if each > last:
+                yield Fault(f"the snapshot of cut {each}", "that cut is not final here")
+        if self._stripped:
+            yield from self._read_base()
         for key in self._entries.keys(Prefix.CUT):
             k = self.final.k + 1
             yield Progress("cuts", k - 1, total)
@@ -156,6 +166,26 @@ class CutChecks:
             yield from self._check(k, stored)
         yield Progress("cuts", total, total)
         yield from self._read_blocks(self.window(self.dag.heads()))
+
+    def _read_base(self) -> Iterator[Fault]:
+        """Read the state that the ledger begins with, where the blocks before it have lost their bodies."""
+        k = next((each for each in self._snapshots if each >= self._stripped), None)
+        if k is None:
+            yield Fault(
+                "the database", f"bodies are pruned through cut {self._stripped}, and no snapshot stands for them"
+            )
+            return
+        try:
+            state = state_of_rows(self._rows_of(k))
+        except RuleError as error:
+            yield Fault(f"the snapshot of cut {k}", f"it is no state: {error}; the ledger was not checked")
+            return
+        self._base = replace(self.final, k=k, state=state, root=state.root())
+
+    def _rows_of(self, k: int) -> list[bytes]:
+        """Return the rows of a snapshot. Raises CodecError."""
+        keys = self._entries.keys(Prefix.SNAPSHOT, k)
+        return [row for key in keys for row in unpack(Page, self._store.get(key) or b"", most=MAX_ENTRY).rows]
 
     def _read_cut(self, key: bytes, k: int) -> StoredCut:
         if key != Prefix.CUT.key(k):
@@ -182,16 +212,42 @@ class CutChecks:
         final = replace(self.final, k=k, id=stored.cut.id, heads=stored.cut.heads)
         if self.follows and items is not None:
             final = yield from self._fold(final, stored, items)
-            self._anchors.append((final.id, self._interned(_authors(final.state))))
+            self._anchors.append((final.id, self._interned(frozenset(final.state.authors()))))
             deciders: ValidatorSet | None = ValidatorSet(final.state.validators)
         else:
             named = stored.deciders.hash == stored.cut.next_validators_hash
             deciders = stored.deciders if named else None
+            if self._base is not None and k <= self._base.k:
+                final = yield from self._pass_over(final, stored, self._base)
+        yield from self._check_snapshot(k, stored)
         if stored.deciders != deciders:
             yield Fault(where, "the validators that are stored with it are not those that decide the next cut")
         self._deciders = {k: self._deciders[k], k + 1: deciders}
         self._settled = self.dag.past_of(final.heads)
         self.final, self._last = final, stored
+
+    def _pass_over(self, final: FinalCut, stored: StoredCut, base: FinalCut) -> Generator[Fault, None, FinalCut]:
+        """Take a cut whose blocks have no bodies any more, up to ``base``, with whose state the ledger begins."""
+        k = final.k
+        if k == base.k:
+            final, self.follows = replace(final, state=base.state, root=base.root), True
+            authors = base.state.authors()
+        else:
+            following = _read(StoredCut, self._store.get(Prefix.CUT.key(k + 1)) or b"")
+            later = stored.deciders if following is None else following.deciders
+            authors = authors_between(stored.deciders, later, k, base.state)
+        if stored.authors != authors:
+            yield Fault(f"cut {k}", "the authors that are stored with it are not those that follow from it")
+        self._anchors.append((final.id, self._interned(frozenset(authors))))
+        return final
+
+    def _check_snapshot(self, k: int, stored: StoredCut) -> Iterator[Fault]:
+        if k in self._snapshots:
+            try:
+                if root_of(self._rows_of(k)) != stored.root:
+                    yield Fault(f"the snapshot of cut {k}", "it is not the state after that cut")
+            except CodecError as error:
+                yield Fault(f"the snapshot of cut {k}", f"it is unreadable: {error}")
 
     def _faults_of(self, k: int, stored: StoredCut) -> Iterator[str]:
         """Tell what breaks the rules of a cut: see :mod:`blyan_node.chain.height`."""
@@ -210,6 +266,8 @@ class CutChecks:
                 yield "its prev_state_root is not the root of the state after the cut before it"
             if cut.next_validators_hash != base.next_validators_hash:
                 yield "its next_validators_hash is not that of the validators after it"
+        elif self._last is not None and cut.prev_state_root != self._last.root:
+            yield "its prev_state_root is not the root that is stored with the cut before it"
         if deciders is None:
             return
         if not deciders.is_quorum(stake := deciders.stake_of(seen.anchored)):
@@ -228,7 +286,7 @@ class CutChecks:
             if raw is None or id in self._damaged or self.dag.node(id) is None:
                 whole = False
                 continue
-            block = decode_block(raw)
+            block = decode_stored(raw)
             items.append(item_of(block))
             try:
                 if (k := block.header.anchor.k) < len(self._anchors):
@@ -250,7 +308,7 @@ class CutChecks:
         state, root = folded.state, folded.state.root()
         if stored.root != root:
             yield Fault(where, "the root that is stored with it is not that of the state after it")
-        if stored.authors != tuple(sorted(_authors(state))):
+        if stored.authors != state.authors():
             yield Fault(where, "the authors that are stored with it are not those that follow from it")
         if state.total() != state.supply or state.supply > state.parameters.cap:
             yield Fault(where, "the money after it does not add up to the supply, or is more than the cap")
@@ -346,11 +404,6 @@ class CutChecks:
             signed = vote.validator in {each.validator for each in certificate.signatures}
             if signed and (vote.round, vote.step) == (certificate.round, PRECOMMIT) and vote.cut != certificate.cut_id:
                 raise RuleError(f"it contradicts the same validator's vote in the certificate of cut {vote.k}")
-
-
-def _authors(state: State) -> frozenset[bytes]:
-    members = {validator.address for validator in (*state.validators, *state.next_validators)}
-    return frozenset(filter(state.may_author, members))
 
 
 def _cut_of_final(_key: bytes, value: bytes) -> int | None:

@@ -1,6 +1,6 @@
 """The ``blyan-node`` command. Commands parse, call and print; what they call is imported when they run.
 
-So ``blyan-node --help`` imports neither torch nor libp2p.
+So ``blyan-node --help`` imports neither torch nor libp2p nor rich.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from blyan_node import __version__
-from blyan_node.cli import chain, chat, model, money, network, node, testnet, verify, wallet
+from blyan_node.cli import chain, chat, key, model, money, network, node, testnet, verify, wallet
 from blyan_node.cli.common import EXIT_CODES, EXIT_INTERRUPTED, fail
 from blyan_node.errors import BlyanError
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich would take a third of the time of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -38,6 +39,7 @@ def _root(
 app.command(epilog="Example: blyan-node start --bootstrap /ip4/10.0.0.1/tcp/4001/p2p/16Uiu2…")(node.start)
 app.command(epilog="Example: blyan-node status --watch")(node.status)
 app.command(epilog='Example: blyan-node chat "What is a block?"')(chat.chat)
+app.command(epilog="Example: xdg-open $(blyan-node page)")(node.page)
 app.command(epilog="Example: blyan-node validators")(chain.validators)
 chain.app.command(epilog="Example: blyan-node chain verify --data-dir ./node")(verify.verify)
 app.add_typer(chain.app, name="chain")
@@ -51,6 +53,7 @@ wallet.app.command(epilog="Example: blyan-node wallet bond node 100")(money.bond
 wallet.app.command(epilog="Example: blyan-node wallet unbond node 100")(money.unbond)
 wallet.app.command(epilog="Example: blyan-node wallet faucet 100 --to savings")(money.faucet)
 app.add_typer(wallet.app, name="wallet")
+app.add_typer(key.app, name="key")
 app.add_typer(network.app, name="network")
 app.add_typer(node.config_app, name="config")
 app.add_typer(testnet.app, name="testnet")

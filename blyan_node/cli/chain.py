@@ -174,7 +174,8 @@ def _rows(
 
 def _label(block: dict[str, Any]) -> str:
     where = f"{block['id'][:DIGITS]} {block['chain']} {clean(block['type'])} {short(block['author'])}"
-    return f"{where} {_count(block['records'], 'record')}, {block['word']}"
+    records = "pruned" if block["records"] is None else _count(block["records"], "record")
+    return f"{where} {records}, {block['word']}"
 
 
 def _title(cut: dict[str, Any]) -> str:
@@ -253,7 +254,9 @@ def _show_block(block: dict[str, Any]) -> None:
         ("size", human_size(block["size"])),
         ("stands", final),
     )
-    for record in block["records"]:
+    if block["records"] is None:
+        say("its body was pruned: ask an archive (a node with archive = true) for its records")
+    for record in block["records"] or ():
         say()
         _say_facts(
             ("record", record["id"]),

@@ -16,8 +16,8 @@ from blyan_node.datadir import DataDir, explained, open_data_dir, write_whole
 from blyan_node.errors import ConfigError, LocalError, RuleError
 
 if TYPE_CHECKING:
+    from blyan_node.chain.checkpoint import Checkpoint
     from blyan_node.chain.genesis import Genesis
-    from blyan_node.chain.invite import Checkpoint
     from blyan_node.chain.state import State
 
 app = typer.Typer(help="Networks: found one, join one, look at one, rescue one.", no_args_is_help=True)
@@ -257,7 +257,7 @@ def _invite(root: Path, genesis: Genesis) -> tuple[str | None, str]:
 def _checkpoint(root: Path) -> Checkpoint | None:
     """Return the last final cut of the running node; None where it has none or does not tell."""
     from blyan_node.api.client import CannotReach, NodeRefused, connect
-    from blyan_node.chain.invite import Checkpoint
+    from blyan_node.chain.checkpoint import Checkpoint
 
     try:
         with connect(root) as client:

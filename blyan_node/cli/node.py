@@ -21,6 +21,7 @@ from blyan_node.cli.common import (
     spans,
 )
 from blyan_node.config import FIELDS, Loaded, load_config, shown
+from blyan_node.datadir import DataDir
 
 if TYPE_CHECKING:
     from blyan_node.api.client import Client
@@ -75,6 +76,15 @@ def start(
     from blyan_node.node import run
 
     run(settings)
+
+
+def page(data_dir: DataDirOption = None) -> None:
+    """Print the address of the running node's web page. The local API key stands in it: give it to nobody."""
+    from blyan_node.api.client import connect
+
+    directory = data_dir_of(data_dir)
+    with connect(directory) as client:
+        say(f"{client.url}/#key={DataDir(directory).read_token()}")
 
 
 def status(

@@ -15,6 +15,7 @@ import trio
 
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.errors import LocalError, PeerError, RuleError
+from blyan_node.inference.beacons import check_beacons
 from blyan_node.inference.heart import LEAST_APART, Heart
 from blyan_node.inference.library import Library
 from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Held
@@ -100,6 +101,12 @@ class Holder:
         self._stage.loaded = None
         self._announce(self.plan)
         await trio.sleep(2 * LEAST_APART)  # the heartbeat that says so is out by then
+
+    def reload(self) -> None:
+        """Serve nobody with what is in memory: it is not what was loaded. The next look loads it again."""
+        self._stage.unload()
+        self._serving = None
+        self._announce(None)
 
     async def _look(self) -> tuple[ModelEntry, Range] | None:
         """One look at the swarm: a range to take up where this node has none, or where a gap calls for a move."""
@@ -210,6 +217,7 @@ class Holder:
             cache_tokens=(self._memory - size - self._stage.journals.limit)
             // max(1, layers * spec.kv_bytes(self._dtype)),
         )
+        await check_beacons(model, shard, self._exchange, self._workers.compute)
         if self.draining:
             return
         self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard, size)

@@ -236,6 +236,26 @@ class Close:
     epoch: int
 
 
+@dataclass(frozen=True)
+class Challenge:
+    """Run units ``first`` to ``last`` on the input that cut, nonce and the asker's id give: see challenge.py."""
+
+    model: Id
+    version: Id
+    first: Annotated[int, Bound(4096)]
+    last: Annotated[int, Bound(4096)]
+    cut: Id
+    nonce: SessionId
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the weights were computed in, and the summary of the output as :mod:`blyan_node.model.beacon` makes it."""
+
+    dtype: Annotated[str, Size(16)]
+    summary: Annotated[bytes, Size(256)]
+
+
 FRAMES: tuple[type, ...] = (Tokens, Activations, Drawn, Failed, Close)
 
 OPEN = Method("/blyan/open/1", Open, Opened, max_request=16_384, max_response=64, timeout=10)
@@ -243,5 +263,7 @@ RESUME = Method("/blyan/resume/1", Resume, Resumed, max_request=16_384, max_resp
 """The time out leaves room for a step that is under way, which has to end first."""
 REPLAY = Method("/blyan/replay/1", Replay, Replaying, max_request=64, max_response=64, timeout=20)
 PROBE = Method("/blyan/probe/1", Probe, Probed, max_request=64, max_response=64, timeout=5)
+
+CHALLENGE = Method("/blyan/challenge/1", Challenge, Answer, max_request=256, max_response=512, timeout=20)
 
 HEARTBEAT_TOPIC = "blyan/heartbeats/1"

@@ -15,6 +15,7 @@ from blyan_node.chain.records import BlobRef, Layer, Manifest
 from blyan_node.chain.replica import Replica
 from blyan_node.errors import RequestError
 from blyan_node.inference.generation import Progress
+from blyan_node.model.beacon import beacon_of
 from blyan_node.model.hub import PREFIX, fetch_hub
 from blyan_node.model.importing import Checkpoint, open_checkpoint, write_unit
 from blyan_node.relay.records import Submissions
@@ -46,6 +47,7 @@ async def publish_model(
     checkpoint = await disk.run(open_checkpoint, path)
     units = checkpoint.spec.units
     added: list[BlobRef] = []
+    beacons: list[bytes] = []
     named: set[BlobRef] = set()  # by records on their way to the chain
     async with (
         submissions.publishing
@@ -55,6 +57,7 @@ async def publish_model(
             for index, unit in enumerate(units):
                 yield Progress(f"storing {unit}", index, len(units))
                 added.append(await disk.run(_store, checkpoint, unit, blobs))
+                beacons.append(await disk.run(_beacon, checkpoint, unit, added[-1]))
             yield Progress("publishing", len(units), len(units))
             tokenizer, *refs = added
             manifest = Manifest(name, checkpoint.spec.to_json(), units, tokenizer)
@@ -62,7 +65,9 @@ async def publish_model(
             named.add(tokenizer)
             model = known.id if known else (await submissions.originate(manifest)).id
             missing = [
-                Layer(model, unit, ref) for unit, ref in enumerate(refs) if not known or unit not in known.layers
+                Layer(model, unit, ref, beacons[unit])
+                for unit, ref in enumerate(refs)
+                if not known or unit not in known.layers
             ]
             for start in range(0, len(missing), AT_ONCE):
                 batch = missing[start : start + AT_ONCE]
@@ -92,3 +97,8 @@ def _store(checkpoint: Checkpoint, unit: str, blobs: BlobStore) -> BlobRef:
         return blobs.add(file)
     finally:
         file.unlink(missing_ok=True)
+
+
+def _beacon(checkpoint: Checkpoint, unit: str, ref: BlobRef) -> bytes:
+    tensors = {name: checkpoint.unit(name) for name in checkpoint.spec.blobs_for(unit)}
+    return beacon_of(checkpoint.spec, unit, tensors, ref.root)

@@ -89,6 +89,18 @@ class Stage:
         weights = self.loaded.size if self.loaded else 0
         return weights + self.journals.size + sum(seat.cache_bytes for seat in self.seats.values())
 
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether sessions wait for a step."""
+        return any(seat.inputs for seat in self.seats.values())
+
+    def unload(self) -> None:
+        """Drop the shard and end the sessions on it: what it computes is wrong."""
+        loaded, self.loaded = self.loaded, None
+        for seat in list(self.seats.values()):
+            if loaded is not None and seat.shard is loaded.shard:
+                self._fail(seat, "the weights here are damaged")
+
     # --- opening and closing ---
 
     async def open(self, peer: PeerId, request: Open) -> Opened:

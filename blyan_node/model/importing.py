@@ -7,7 +7,7 @@ handed out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from blyan_node.errors import CheckpointError, StoreError
+from blyan_node.errors import CheckpointError, ConfigError, StoreError
 from blyan_node.model import checkpoint_spec
 from blyan_node.model.checkpoint_tokenizer import tokenizer_from_gguf, tokenizer_from_hf
 from blyan_node.model.gguf_file import GgufFile
@@ -186,6 +186,31 @@ def read_safetensors(path: Path, names: tuple[str, ...]) -> dict[str, torch.Tens
         if missing:
             raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: fetch it again")
         return {name: file.get_tensor(name) for name in names}
+
+
+def read_units(
+    spec: ModelSpec,
+    units: Iterable[str],
+    blobs: Mapping[str, Path],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Map the blobs of units and check every tensor against the spec.
+
+    Tensors stay mapped where they already have ``dtype``, or where none is asked for. Raises CheckpointError for a blob
+    that does not fit the spec, ConfigError where one was not given.
+    """
+    tensors = {}
+    for unit in units:
+        if unit not in blobs:
+            raise ConfigError(f"no blob was given for unit {unit}")
+        shapes = spec.unit_tensors(unit)
+        tensors[unit] = read_safetensors(blobs[unit], tuple(shapes))
+        for name, tensor in tensors[unit].items():
+            check_tensor(f"{blobs[unit]}: {unit}: {name}", tensor, shapes[name])
+            tensors[unit][name] = tensor.to(device=device, dtype=dtype)
+    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:

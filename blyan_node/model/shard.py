@@ -16,7 +16,8 @@ import torch.nn.functional as fn
 from blyan_node.errors import ConfigError, Overloaded, RuleError
 from blyan_node.model.activation import DTYPES, Activation, copy_into, from_tensor
 from blyan_node.model.cache import Cache
-from blyan_node.model.importing import check_tensor, read_safetensors
+from blyan_node.model.importing import read_units
+from blyan_node.model.integrity import check_resident, resident_digest
 from blyan_node.model.layers import DecoderLayer, RmsNorm, RotaryEmbedding, Segment, causal_mask
 from blyan_node.model.linear import Linear
 from blyan_node.model.sampler import SamplingParams, check_sampling, sample
@@ -82,6 +83,7 @@ class Shard:
         self.dtype = next(name for name, dtype in DTYPES.items() if dtype == some.dtype)
         self.device = some.device
         self._torch_dtype = some.dtype
+        self._seals: dict[str, bytes] = {}  # by unit, hashes of what was loaded
         self._free = cache_tokens
         self._sessions: set[bytes] = set()
         self._embedding = tensors["embed"]["embed_tokens.weight"] if first == 0 else None
@@ -118,16 +120,31 @@ class Shard:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} cannot be computed with; these can: {', '.join(DTYPES)}")
         wanted = dict.fromkeys(blob for unit in spec.units[first : last + 1] for blob in spec.blobs_for(unit))
-        tensors = {}
-        for unit in wanted:
-            if unit not in blobs:
-                raise ConfigError(f"no blob was given for unit {unit}")
-            shapes = spec.unit_tensors(unit)
-            tensors[unit] = read_safetensors(blobs[unit], tuple(shapes))
-            for name, tensor in tensors[unit].items():
-                check_tensor(f"{blobs[unit]}: {unit}: {name}", tensor, shapes[name])
-                tensors[unit][name] = tensor.to(device=device, dtype=DTYPES[dtype])
-        return cls(spec, first, last, tensors, cache_tokens=cache_tokens)
+        tensors = read_units(spec, wanted, blobs, dtype=DTYPES[dtype], device=device)
+        shard = cls(spec, first, last, tensors, cache_tokens=cache_tokens)
+        shard._seals = {unit: resident_digest(shard._parts(unit)) for unit in shard.units}
+        return shard
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the units that are loaded."""
+        return self.spec.units[self.first : self.last + 1]
+
+    def verify(self, *units: str) -> None:
+        """Hash the weights of these units, or all, as they lie in memory now.
+
+        Raises IntegrityError, naming the unit, where they are not what was loaded.
+        """
+        for unit in units or self.units:
+            check_resident(unit, self._parts(unit), self._seals[unit])
+
+    def _parts(self, unit: str) -> object:
+        """All that a unit computes with."""
+        if unit == "embed":
+            return self._embedding
+        if unit == "head":
+            return self._norm, self._projection
+        return self._layers[self.units.index(unit) - (self.first == 0)], self._rotary
 
     def open(self, session: bytes, capacity: int, first: int | None = None, last: int | None = None) -> Cache:
         """Reserve a cache for a session of at most ``capacity`` tokens; closing the cache gives it back.

@@ -44,7 +44,7 @@ class Accuser:
         if not self._replica.final.state.may_author(self._address):
             return {}
         state, network = self._replica.view().tentative, self._replica.genesis.network
-        at_stake = {validator for validator, _ in state.bonds} - state.slashed
+        at_stake = {validator for validator, _ in state.bonds} - state.slashed.keys()
         proofs = {
             author: of_blocks(*fork)
             for author in sorted(at_stake)

@@ -11,20 +11,22 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import trio
 
 from blyan_node.chain.block import Block, decode_block
 from blyan_node.chain.cut import Certificate, Cut, check_certificate
-from blyan_node.chain.keys import Key, address_of
+from blyan_node.chain.keys import Key
+from blyan_node.chain.outcome import Accepted, Committed, Known, Orphan, Refusal, Surplus
 from blyan_node.chain.records import Record
-from blyan_node.chain.replica import Accepted, Committed, Known, Orphan, Refusal, Replica, Surplus
+from blyan_node.chain.replica import Replica
 from blyan_node.chain.rules import check_in_isolation
 from blyan_node.errors import PeerError, RuleError, StoreError
 from blyan_node.p2p import rpc
-from blyan_node.p2p.identity import public_key_of
 from blyan_node.p2p.transport import Network, PeerChange, PeerId
 from blyan_node.pulse import Pulse
+from blyan_node.relay.identity import address_of_peer
 from blyan_node.relay.messages import (
     GET_BLOCKS,
     MAX_HEADS,
@@ -35,6 +37,7 @@ from blyan_node.relay.messages import (
     GetBlocks,
     Status,
 )
+from blyan_node.relay.snapshot import Adopt, start_from_snapshot
 from blyan_node.relay.sync import BREATH, Decide, catch_up, serve_sync
 from blyan_node.worker import Lane
 
@@ -67,8 +70,11 @@ class Relay:
         self._settled = Pulse()
         self._sought: dict[bytes, None] = {}
         self._deep = trio.CapacityLimiter(DEEP)
-        self.decide: Decide = self._follow_only
+        self._starting = trio.Lock()
+        self.decide: Decide = self.follow
         """What takes a cut that is final elsewhere."""
+        self.adopt: Adopt = self._adopt
+        """What lets a chain that was started from a snapshot take the place of this one."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and follow until cancelled."""
@@ -132,18 +138,22 @@ class Relay:
 
     def finals(self) -> dict[bytes, int]:
         """Return, by address, the last final cut that each neighbour told, of those that are final here too."""
-        told = {address_of(public_key_of(peer)): status.cut for peer, status in self._heads_of.items()}
-        return {address: cut for address, cut in told.items() if cut <= self.replica.final.k}
+        told = {address_of_peer(peer): status.cut for peer, status in self._heads_of.items()}
+        return {address: cut for address, cut in told.items() if address is not None and cut <= self.replica.final.k}
 
     def final_of(self, address: bytes) -> int | None:
         """Return the last cut that is final at a neighbour, as it told; None where there is no such neighbour."""
-        told = (status.cut for peer, status in self._heads_of.items() if address_of(public_key_of(peer)) == address)
+        told = (status.cut for peer, status in self._heads_of.items() if address_of_peer(peer) == address)
         return next(told, None)
 
-    async def _follow_only(self, cut: Cut, certificate: Certificate, _peer: PeerId) -> None:
-        """Take a cut without a part in the consensus."""
+    async def follow(self, cut: Cut, certificate: Certificate, _peer: PeerId) -> None:
+        """Take a cut without a part in the consensus. Raises RuleError where it is not proven."""
         check_certificate(certificate, cut, self.replica.final.base().validators, self.replica.genesis.network)
         self.committed(self.replica.commit(cut, certificate))
+        await trio.lowlevel.checkpoint()
+
+    async def _adopt(self, directory: Path) -> None:
+        self.replica.adopt(directory)
         await trio.lowlevel.checkpoint()
 
     # --- a block of somebody else's ---
@@ -270,7 +280,12 @@ class Relay:
         """What this replica holds."""
         final = self.replica.final
         return Status(
-            self.replica.genesis.network, self.replica.height(), final.k, final.id, self.replica.heads()[:MAX_HEADS]
+            self.replica.genesis.network,
+            self.replica.height(),
+            final.k,
+            final.id,
+            self.replica.finals.stripped,
+            self.replica.heads()[:MAX_HEADS],
         )
 
     def _lacking(self, peer: PeerId) -> list[bytes]:
@@ -283,6 +298,8 @@ class Relay:
 
     async def _pull(self, peer: PeerId, cut: int) -> None:
         """Fetch what a neighbour has and this node lacks: final cuts first, then a few levels by id, then the rest."""
+        if self._is_behind(peer) and not await self._come_near(peer):
+            return
         if self._is_behind(peer):
             await self._catch_up(peer, cut)
         wanted = deque(self._lacking(peer))
@@ -295,6 +312,33 @@ class Relay:
             wanted.extend(id for id in dict.fromkeys(missing) if self.replica.wants(id) and id not in wanted)
         if any(self.replica.wants(head) for head in self._heads_of[peer].heads):
             await self._catch_up(peer, cut)
+
+    async def _come_near(self, peer: PeerId) -> bool:
+        """Where replaying would take long, or the neighbour has not all that it takes, start from its snapshot.
+
+        False where there is no way to follow this neighbour.
+        """
+        retention = self.replica.retention
+        async with self._starting:
+            status = self._heads_of[peer]
+            is_far = status.cut - self.replica.final.k > 2 * retention.every or self._lacks_bodies(status)
+            may_start = retention.bodies is not None and is_far
+            if may_start and await start_from_snapshot(self.network, peer, self.replica, self._disk, self.adopt):
+                self._notify()
+        if not self._lacks_bodies(status):
+            return True
+        log.warning(
+            "cannot follow %s: it has bodies of blocks from cut %d on only, and this node is at cut %d. It needs %s",
+            peer,
+            status.stripped + 1,
+            self.replica.final.k,
+            "an archive to follow, or archive = false" if retention.bodies is None else "a neighbour with a snapshot",
+        )
+        return False
+
+    def _lacks_bodies(self, status: Status) -> bool:
+        """Whether a neighbour does not have the bodies that would be replayed here."""
+        return status.stripped > self.replica.final.k
 
     async def _catch_up(self, peer: PeerId, cut: int) -> None:
         async with self._deep:

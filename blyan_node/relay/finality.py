@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -35,7 +36,7 @@ from blyan_node.chain.effects import (
     unpack_message,
 )
 from blyan_node.chain.keys import Key
-from blyan_node.chain.replica import Committed
+from blyan_node.chain.outcome import Committed
 from blyan_node.chain.tendermint import Tendermint, abstain_after_loss
 from blyan_node.codec import MAX_INT
 from blyan_node.errors import CodecError, LocalError, PeerError, RuleError, StoreError
@@ -79,7 +80,7 @@ class Finality:
         self._nursery: trio.Nursery | None = None
         self.double_votes: deque[DoubleVote] = deque(maxlen=16)
         """Proofs that nobody has brought to the chain yet."""
-        relay.decide = self._on_certificate
+        relay.decide, relay.adopt = self._on_certificate, self._on_snapshot
 
     @property
     def recovering(self) -> bool:
@@ -94,13 +95,18 @@ class Finality:
             trio.open_nursery() as nursery,
         ):
             self._nursery = nursery
-            await self._step(lambda now: self.core.begin(self._replica.final.base(), now))
+            await self._begin()
             nursery.start_soon(self._listen, gossip)
             nursery.start_soon(self._watch_blocks)
             nursery.start_soon(self._watch_clock)
             if self.recovering:
                 nursery.start_soon(self._recover)
             task_status.started()
+
+    async def _begin(self) -> None:
+        """Take part from the last final cut on: not before the history has come to the checkpoint, if there is one."""
+        if not self._replica.is_below_checkpoint:
+            await self._step(lambda now: self.core.begin(self._replica.final.base(), now))
 
     # --- what happens ---
 
@@ -120,7 +126,16 @@ class Finality:
             self._network.penalise(source, BAD_MESSAGE, f"consensus: {error}")
 
     async def _on_certificate(self, cut: Cut, certificate: Certificate, source: PeerId) -> None:
-        await self._step(lambda now: self.core.on_certificate(cut, certificate, source.encode(), now))
+        if self._replica.is_below_checkpoint:
+            await self._relay.follow(cut, certificate, source)
+            await self._begin()
+        else:
+            await self._step(lambda now: self.core.on_certificate(cut, certificate, source.encode(), now))
+
+    async def _on_snapshot(self, directory: Path) -> None:
+        async with self._turn:
+            self._replica.adopt(directory)
+        await self._begin()
 
     async def _watch_blocks(self) -> None:
         seen = self._relay.changed.count
@@ -157,7 +172,7 @@ class Finality:
         await self._on_disk(self._replica.flush)
         log.warning("this validator abstains through cut %d, lest it contradict a vote that it lost", through)
         self.core.abstain_through = through
-        await self._step(lambda now: self.core.begin(self._replica.final.base(), now))
+        await self._begin()
 
     # --- what follows ---
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from blyan_node.chain.cut import Certificate, Cut
 from blyan_node.chain.effects import MAX_MESSAGE
 from blyan_node.chain.records import MAX_ARGUMENTS, Record
+from blyan_node.chain.retention import MAX_PAGES, Page
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import Bound, Size, exactly
 from blyan_node.p2p.rpc import Method
@@ -27,12 +28,16 @@ MAX_PROOF = 40  # a Merkle path of 2**40 chunks
 
 @dataclass(frozen=True)
 class Status:
-    """What a replica holds: all of it lies in the past of ``heads``. ``cut`` is the last final cut."""
+    """What a replica holds: all of it lies in the past of ``heads``. ``cut`` is the last final cut.
+
+    Blocks that became final with cut ``stripped`` or before have no bodies there any more.
+    """
 
     network: Id
     height: int
     cut: int
     cut_id: Id
+    stripped: int
     heads: Annotated[tuple[Id, ...], Size(MAX_HEADS)]
 
 
@@ -94,6 +99,22 @@ class Since:
 
 
 @dataclass(frozen=True)
+class GetState:
+    """Ask for a page of the snapshot of the state after cut ``k``; of the newest that can be proven, if None."""
+
+    k: int | None
+    page: Annotated[int, Bound(MAX_PAGES - 1)]
+
+
+@dataclass(frozen=True)
+class StatePage:
+    """A page of the snapshot of cut ``k``."""
+
+    k: int
+    page: Page
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Encoded blocks: as many of those asked for as fit in one page, in the order asked for."""
 
@@ -147,6 +168,8 @@ STATUS = Method("/blyan/status/1", Status, Status, max_request=20_000, max_respo
 GET_BLOCKS = Method("/blyan/blocks/1", GetBlocks, Blocks, max_request=10_000, max_response=2 * MAX_PAGE, timeout=30)
 GET_CUTS = Method("/blyan/cuts/1", GetCuts, Cuts, max_request=16, max_response=2 * MAX_PAGE, timeout=30)
 GET_SINCE = Method("/blyan/since/1", GetSince, Since, max_request=100, max_response=2 * MAX_PAGE, timeout=30)
+GET_STUBS = Method("/blyan/stubs/1", GetSince, Since, max_request=100, max_response=2 * MAX_PAGE, timeout=30)
+GET_STATE = Method("/blyan/state/1", GetState, StatePage, max_request=32, max_response=MAX_PAGE, timeout=30)
 TELL = Method("/blyan/consensus/1", Tell, Told, max_request=MAX_MESSAGE + 8, max_response=8, timeout=10)
 GET_CHUNK = Method("/blyan/chunk/1", GetChunk, Chunk, max_request=100, max_response=CHUNK + 2048, timeout=60)
 SUBMIT = Method("/blyan/submit/1", Submit, Submitted, max_request=MAX_ARGUMENTS + 1024, max_response=1024, timeout=10)

@@ -12,12 +12,11 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Protocol
 
 import trio
 
-from blyan_node.chain.keys import Key, address_of, digest
+from blyan_node.chain.keys import Key, digest
 from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.records import Arguments, Record, make_record
 from blyan_node.chain.state import State
@@ -33,10 +32,10 @@ from blyan_node.errors import (
     Unreachable,
 )
 from blyan_node.p2p import rpc
-from blyan_node.p2p.identity import public_key_of
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network, PeerId
 from blyan_node.pulse import Pulse
+from blyan_node.relay.identity import address_of_peer
 from blyan_node.relay.limits import Buckets
 from blyan_node.relay.messages import MAX_REASON, SUBMIT, Submit, Submitted
 
@@ -174,7 +173,7 @@ class Submissions:
         """
         neighbours = self._network.neighbours()
         met = (*sorted(neighbours), *self._peers.known())
-        peers = {address: peer for peer in met if (address := _address_of_peer(peer)) is not None}
+        peers = {address: peer for peer in met if (address := address_of_peer(peer)) is not None}
         ranked = rank_carriers(sender, state)
         found = [peers[address] for address in ranked if address in peers and address != self._address]
         rest = found[COPIES:]
@@ -268,7 +267,7 @@ class Submissions:
         if self._address not in ranked:
             raise Refused("this node is no validator and carries no records")
         rank = min(ranked.index(self._address), MOST_RANKS)
-        if _address_of_peer(peer) in ranked:
+        if address_of_peer(peer) in ranked:
             rank = max(rank, 1)  # a validator that was asked by its own user carries at once
         now = now_ms()
         try:
@@ -312,17 +311,8 @@ def now_ms() -> int:
 
 def rank_carriers(sender: bytes, state: State) -> list[bytes]:
     """Return the addresses of all who may write blocks, in the order in which they carry a sender's records."""
-    members = {validator.address for validator in (*state.validators, *state.next_validators)} - state.slashed
+    members = {validator.address for validator in (*state.validators, *state.next_validators)} - state.slashed.keys()
     return sorted(members, key=lambda address: digest(CARRIER_DOMAIN, sender + address))
-
-
-@lru_cache(maxsize=4096)
-def _address_of_peer(peer: PeerId) -> bytes | None:
-    """Return the address of a peer's key; None where its id is not of such a key."""
-    try:
-        return address_of(public_key_of(peer))
-    except RuleError:
-        return None
 
 
 def _printable(reason: str) -> str:

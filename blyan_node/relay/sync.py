@@ -18,7 +18,7 @@ from blyan_node.chain.block import peek_id
 from blyan_node.chain.cut import Certificate, Cut
 from blyan_node.chain.replica import Replica
 from blyan_node.codec import pack
-from blyan_node.errors import PeerTimeout, ProtocolViolation
+from blyan_node.errors import PeerTimeout, ProtocolViolation, Refused, RuleError
 from blyan_node.p2p import rpc
 from blyan_node.p2p.guard import VIOLATION
 from blyan_node.p2p.transport import Network, PeerId
@@ -26,6 +26,8 @@ from blyan_node.relay.messages import (
     GET_BLOCKS,
     GET_CUTS,
     GET_SINCE,
+    GET_STATE,
+    GET_STUBS,
     MAX_BLOCKS,
     MAX_CUTS,
     MAX_IDS,
@@ -36,7 +38,9 @@ from blyan_node.relay.messages import (
     GetBlocks,
     GetCuts,
     GetSince,
+    GetState,
     Since,
+    StatePage,
 )
 
 BREATH = 16  # blocks accepted before other tasks get their turn
@@ -57,11 +61,30 @@ def serve_sync(network: Network, replica: Replica) -> None:
         return Cuts(tuple(_within(_cuts_from(replica, request.first), lambda item: len(pack(item)), MAX_CUTS)))
 
     async def since(_peer: PeerId, request: GetSince) -> Since:
-        page = list(_within(_since(replica, request.after), lambda item: len(item[1]) + 5, MAX_BLOCKS))
+        if request.after.k <= replica.finals.stripped:
+            raise Refused(f"bodies of blocks are kept here from cut {replica.finals.stripped + 1} on")
+        return page_of(request, replica.final.k + 1, replica.get)
+
+    async def stubs(_peer: PeerId, request: GetSince) -> Since:
+        return page_of(request, replica.final.k, replica.stub)
+
+    async def state(_peer: PeerId, request: GetState) -> StatePage:
+        provable = [k for k in replica.finals.snapshots if k < replica.final.k]  # by the cut after it
+        k = request.k if request.k is not None else provable[-1] if provable else 0
+        page = replica.finals.page(k, request.page) if k in provable else None
+        if page is None:
+            raise Refused("that part of a snapshot is not here")
+        return StatePage(k, page)
+
+    def page_of(request: GetSince, last: int, read: Callable[[bytes], bytes | None]) -> Since:
+        items = _since(replica, request.after, last, read)
+        page = list(_within(items, lambda item: len(item[1]) + 5, MAX_BLOCKS))
         return Since(tuple(raw for _, raw in page), page[-1][0] if page else None)
 
     rpc.serve(network, GET_CUTS, cuts, concurrency=4)
     rpc.serve(network, GET_SINCE, since, concurrency=4)
+    rpc.serve(network, GET_STUBS, stubs, concurrency=4)
+    rpc.serve(network, GET_STATE, state, concurrency=4)
 
 
 async def catch_up(network: Network, peer: PeerId, replica: Replica, cut: int, take: Take, decide: Decide) -> None:
@@ -80,6 +103,7 @@ class _CatchUp:
         self._take, self._decide_cut = take, decide
         self._waiting: deque[CutItem] = deque()
         self._barren = self._known = 0
+        self._ids: dict[int, bytes] = {}  # of the cuts that lead to the checkpoint
         self._patience = trio.CancelScope()
 
     async def run(self) -> None:
@@ -93,6 +117,8 @@ class _CatchUp:
         self._patience.deadline = trio.current_time() + PATIENCE
 
     async def _read(self) -> None:
+        if self._replica.is_below_checkpoint and not await self._find_checkpoint():
+            return
         cursor = Cursor(min(self._cut, self._replica.final.k) + 1, 0, bytes(32))
         while True:
             await self._decide()
@@ -154,12 +180,37 @@ class _CatchUp:
             self._waiting.popleft()
 
     async def _fetch_cuts(self) -> None:
-        first = self._replica.final.k + 1
+        items = await self._cuts_from(self._replica.final.k + 1)
+        if any(self._ids.get(item.cut.k, item.cut.id) != item.cut.id for item in items):
+            raise self._violation("sent another cut than it did before")
+        self._waiting.extend(items)
+
+    async def _cuts_from(self, first: int) -> tuple[CutItem, ...]:
         answer = await rpc.call(self._network, self._peer, GET_CUTS, GetCuts(first))
         numbers = [item.cut.k for item in answer.items]
         if not numbers or numbers != list(range(first, first + len(numbers))):
             raise self._violation("told of final cuts that it does not send")
-        self._waiting.extend(answer.items)
+        return answer.items
+
+    async def _find_checkpoint(self) -> bool:
+        """Read which cuts lead to the checkpoint, before any of them is decided here; False where it is not there yet.
+
+        Each names the one before by its hash, so no other history leads there. Raises RuleError where this one does
+        not.
+        """
+        checkpoint = self._replica.checkpoint
+        if checkpoint is None or self._cut < checkpoint.k:
+            return False
+        last, k = self._replica.final.id, self._replica.final.k
+        while k < checkpoint.k:
+            for item in await self._cuts_from(k + 1):
+                if item.cut.prev_cut != last:
+                    raise RuleError(f"cut {item.cut.k} does not follow the one before it")
+                checkpoint.check(item.cut)
+                k, last = item.cut.k, item.cut.id
+                self._ids[k] = last
+            self._be_patient()
+        return True
 
     def _is_here(self, item: CutItem) -> bool:
         return all(self._replica.has(head) for head in item.cut.heads)
@@ -183,12 +234,14 @@ def _cuts_from(replica: Replica, first: int) -> Iterator[CutItem]:
         told, before = deciders, stored
 
 
-def _since(replica: Replica, after: Cursor) -> Iterator[tuple[Cursor, bytes]]:
-    for k in range(max(1, after.k), replica.final.k + 2):
+def _since(
+    replica: Replica, after: Cursor, last: int, read: Callable[[bytes], bytes | None]
+) -> Iterator[tuple[Cursor, bytes]]:
+    for k in range(max(1, after.k), last + 1):
         places = replica.window_of(k)
         start = bisect_right(places, (after.height, after.id)) if k == after.k else 0
         for height, id in islice(places, start, None):
-            if (raw := replica.get(id)) is not None:
+            if (raw := read(id)) is not None:
                 yield Cursor(k, height, id), raw
 
 

@@ -11,7 +11,7 @@ from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.genesis import load_genesis
 from blyan_node.chain.replica import Replica
 from blyan_node.testnet.local import Node, Testnet, wait_until
-from tests.support.daemons import PART, WITHIN, greedy, idle, peer_of, publish, serves, text_of
+from tests.support.daemons import PART, WITHIN, greedy, idle, kill, peer_of, publish, serves, text_of
 from tests.support.models import tiny_checkpoint
 
 pytestmark = pytest.mark.chaos
@@ -30,14 +30,6 @@ def lone(tmp_path: Path) -> Iterator[Testnet]:
     """A net of one: nobody else can make good what it loses."""
     with Testnet(tmp_path / "net", nodes=1) as net:
         yield net
-
-
-def kill(net: Testnet, index: int) -> None:
-    """SIGKILL, at once."""
-    process = net.node(index).process
-    assert process is not None
-    process.kill()
-    net.kill(index)
 
 
 def blocks_on_disk(node: Node, genesis: Path) -> set[bytes]:

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from blyan_node.api.client import NodeRefused
 from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.genesis import Genesis
+from blyan_node.chain.invite import Invite
 from blyan_node.chain.keys import Key
 from blyan_node.chain.records import BlobRef
 from blyan_node.errors import IntegrityError
+from blyan_node.p2p.identity import peer_id_of
 from blyan_node.testnet.local import Testnet, wait_until
 from tests.support.daemons import (
+    LOOPBACK,
     PART,
     WITHIN,
     Daemon,
@@ -191,6 +194,10 @@ def test_the_genesis_of_another_network(tmp_path: Path) -> None:
     code, said = start_that_fails(data_dir, "--genesis", str(tmp_path / "other.toml"))
     assert code == 1
     assert "network" in said
+    invite = str(Invite.make(other.network, other.name, (f"{LOOPBACK}/p2p/{peer_id_of(Key.generate().public)}",)))
+    refused = command("network", "join", invite, data_dir=data_dir)
+    assert (refused.returncode, "belongs to network private-" in refused.stderr) == (2, True)
+    assert "another --data-dir" in refused.stderr
     (tmp_path / "broken.toml").write_text("format = ")
     code, said = start_that_fails(data_dir, "--genesis", str(tmp_path / "broken.toml"))
     assert (code, "broken.toml" in said) == (2, True)

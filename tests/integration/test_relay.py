@@ -21,6 +21,7 @@ from blyan_node.errors import ConfigError, DiskFull
 from blyan_node.p2p.memory import MemoryHub
 from blyan_node.p2p.transport import Network, PeerId
 from blyan_node.relay.blocks import Relay
+from blyan_node.relay.identity import address_of_peer
 from blyan_node.worker import Inline
 from tests.support.chains import GENESIS, KEYS, NETWORK, STRANGER, Forge
 from tests.support.network import eventually, secret
@@ -234,3 +235,15 @@ async def test_gossip_out_of_order_is_put_in_order(tmp_path: Path, autojump_cloc
         for block in reversed(blocks):
             await group[0].network.publish("blyan/blocks/1", block.raw)
         await eventually(lambda: group[1].replica.count() == 20, within=5)
+
+
+async def test_a_neighbour_with_another_kind_of_key_is_nobody(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with peers(tmp_path, 2) as group:
+        await group[0].meet(group[1])
+        await eventually(lambda: bool(group[0].relay.finals()))
+        ed25519 = PeerId("12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB")
+        group[0].relay._heads_of[ed25519] = group[1].relay.status()
+        address = address_of_peer(group[1].id)
+        assert group[0].relay.finals() == {address: 0}
+        assert group[0].relay.final_of(address or b"") == 0
+        assert group[0].relay.final_of(KEYS[5].address) is None

@@ -24,7 +24,7 @@ def cursor(block: Block, k: int = 1) -> Cursor:
 
 async def test_heads_that_nobody_has_do_not_keep_a_node_busy(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (_victim, villain, _):
-        villain.status = Status(NETWORK, 2**62, 0, NETWORK, foreign_heads())
+        villain.status = Status(NETWORK, 2**62, 0, NETWORK, 0, foreign_heads())
         villain.serve()
         await villain.connect()
         began = trio.current_time()
@@ -51,7 +51,7 @@ async def test_words_of_a_peer_that_left_are_not_kept(tmp_path: Path, autojump_c
 
 async def test_garbage_for_blocks_costs_the_sender_its_place(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (victim, villain, _):
-        villain.status = Status(NETWORK, 9, 0, NETWORK, (bytes([1] * 32),))
+        villain.status = Status(NETWORK, 9, 0, NETWORK, 0, (bytes([1] * 32),))
         villain.serve(blocks=lambda _request: Blocks((b"garbage", b"", bytes(1000), b"more")))
         await villain.connect()
         await eventually(villain.is_out, within=30)
@@ -62,7 +62,7 @@ async def test_blocks_of_strangers_are_not_taken(tmp_path: Path, autojump_clock:
     forge = Forge()
     forged = [forge.block(STRANGER) for _ in range(10)]
     async with victim_and_villain(tmp_path) as (victim, villain, _):
-        villain.status = Status(NETWORK, 9, 0, NETWORK, (bytes([1] * 32),))
+        villain.status = Status(NETWORK, 9, 0, NETWORK, 0, (bytes([1] * 32),))
         villain.serve(since=lambda _request: Since(tuple(each.raw for each in forged), cursor(forged[-1])))
         await villain.connect()
         await eventually(villain.is_out, within=30)
@@ -83,7 +83,7 @@ async def test_pages_of_orphans_come_to_an_end(tmp_path: Path, autojump_clock: M
         return Since(tuple(block.raw for block in page), cursor(page[-1]) if page else None)
 
     async with victim_and_villain(tmp_path) as (victim, villain, _):
-        villain.status = Status(NETWORK, 9, 0, NETWORK, (supply[-1].id,))
+        villain.status = Status(NETWORK, 9, 0, NETWORK, 0, (supply[-1].id,))
         villain.serve(since=since)
         await villain.connect()
         await eventually(villain.is_out, within=200)
@@ -96,7 +96,7 @@ async def test_a_page_that_repeats_itself_is_a_violation(tmp_path: Path, autojum
     same = [forge.block(KEYS[6]) for _ in range(3)]
     page = Since(tuple(block.raw for block in same), cursor(same[-1]))
     async with victim_and_villain(tmp_path) as (victim, villain, honest):
-        villain.status = Status(NETWORK, 9, 0, NETWORK, (bytes([7] * 32),))
+        villain.status = Status(NETWORK, 9, 0, NETWORK, 0, (bytes([7] * 32),))
         villain.serve(since=lambda _request: page)
         await villain.connect()
         await eventually(villain.is_out, within=200)
@@ -162,5 +162,5 @@ async def test_malformed_requests_cost_points(tmp_path: Path, autojump_clock: Mo
                 if villain.is_out():
                     return
                 with pytest.raises(PeerError):
-                    await villain.tell(Status(NETWORK, 0, 0, NETWORK, heads))
+                    await villain.tell(Status(NETWORK, 0, 0, NETWORK, 0, heads))
         await eventually(villain.is_out)

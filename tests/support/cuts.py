@@ -8,7 +8,8 @@ from blyan_node.chain.block import Anchor
 from blyan_node.chain.candidates import Candidates
 from blyan_node.chain.cut import PRECOMMIT, Certificate, Cut, Signed, sign_vote
 from blyan_node.chain.keys import Key
-from blyan_node.chain.replica import Committed, Replica
+from blyan_node.chain.outcome import Committed
+from blyan_node.chain.replica import Replica
 from tests.support.chains import KEYS
 
 

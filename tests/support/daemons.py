@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from blyan_node.api.client import Client, connect
+from blyan_node.chain.genesis import load_genesis
+from blyan_node.chain.verify import Fault, verify
 from blyan_node.datadir import DataDir
 from blyan_node.inference.generation import Message, Sampling
 from blyan_node.model.importing import open_checkpoint
@@ -118,6 +120,20 @@ def daemon(data_dir: Path, *arguments: str, **settings: str) -> Iterator[Daemon]
         assert process.poll() is None, begun.output.read_text()
         with connect(data_dir) as client:
             yield Daemon(process, begun.output, data_dir, client)
+
+
+def kill(net: Testnet, index: int) -> None:
+    """SIGKILL, at once."""
+    process = net.node(index).process
+    assert process is not None
+    process.kill()
+    net.kill(index)
+
+
+def faults(node: Node) -> list[Fault]:
+    """What ``chain verify`` finds wrong in the data of a node that is down."""
+    genesis = load_genesis(node.directory.genesis)
+    return [found for found in verify(node.directory.chain, genesis) if isinstance(found, Fault)]
 
 
 def publish(client: Client, checkpoint: Path, name: str = "tiny") -> None:

@@ -21,6 +21,7 @@ from blyan_node.chain.effects import LogEntry
 from blyan_node.chain.evidence import of_blocks
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key
+from blyan_node.chain.outcome import Accepted
 from blyan_node.chain.records import (
     Arguments,
     BlobRef,
@@ -33,7 +34,8 @@ from blyan_node.chain.records import (
     Unbond,
     make_record,
 )
-from blyan_node.chain.replica import Accepted, Replica
+from blyan_node.chain.replica import Replica
+from blyan_node.chain.retention import Retention
 from blyan_node.chain.validators import ValidatorSet
 from tests.support.chains import KEYS
 from tests.support.money import PARAMETERS
@@ -122,9 +124,9 @@ class Decided:
             self.replica.finals.log_vote(entry)
 
 
-def write_chain(directory: Path) -> None:
+def write_chain(directory: Path, retention: Retention | None = None) -> None:
     """Nine cuts over three epochs and a tail: payments, double spends, a slashed equivocator, a model, a release."""
-    with Replica.open(directory, GENESIS) as replica:
+    with Replica.open(directory, GENESIS, retention=retention) as replica:
         chain = Decided(replica)
         one, two, three, cheat = VALIDATORS
         alice, bob, carol, dave = USERS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +12,8 @@ from blyan_node.chain.genesis import load_genesis
 from blyan_node.chain.keys import Key, load_or_create_key, show_address
 from blyan_node.chain.records import Record, Transfer, make_record
 from blyan_node.codec import pack
-from blyan_node.testnet.local import Node, Testnet
+from blyan_node.errors import LocalError
+from blyan_node.testnet.local import Node, Testnet, wait_until
 
 
 def key_of(node: Node) -> Key:
@@ -78,3 +81,52 @@ def addresses(nodes: Iterable[Node]) -> set[str]:
 def balance(node: Node, address: bytes, word: str = "final") -> int:
     """What an address can spend, in nano-BLY."""
     return int(node.client.balance(show_address(address))[word]["balance_nano"])
+
+
+class Payer(threading.Thread):
+    """Pays one address without a break, through whichever node answers, until it is stopped.
+
+    ``acknowledged`` are the payments that a node said to be tentative, so in a block, or final.
+    """
+
+    AMOUNT = 1000
+    PATIENCE = 3.0  # seconds, until another node is asked
+
+    def __init__(self, net: Testnet, sender: Key, seed: int) -> None:
+        super().__init__(daemon=True)
+        self._net, self._sender, self._random = net, sender, random.Random(seed)
+        self._nodes = [Node(node.index, node.data_dir) for node in net.nodes]  # a client serves one thread
+        self._nonce = next_nonce(net.node(0), sender)
+        self._ended = threading.Event()
+        self.payee = Key.generate().address
+        self.acknowledged: list[bytes] = []
+
+    def run(self) -> None:
+        """Pay; see the class."""
+        while not self._ended.is_set():
+            record = transfer(self._net, self._sender, self.payee, self.AMOUNT, nonce=self._nonce)
+            while not self._ended.is_set():
+                if self._is_acknowledged(record):
+                    self.acknowledged.append(record.id)
+                    self._nonce += 1
+                    break
+        for node in self._nodes:
+            node.forget_client()
+
+    def stop(self) -> None:
+        """Let the payment under way end, and return."""
+        self._ended.set()
+        self.join()
+
+    def _is_acknowledged(self, record: Record) -> bool:
+        """Hand a payment to some node, and hear of it there; False where that one is gone, or takes too long."""
+        node = self._random.choice(self._nodes)
+        try:
+            submit(node, record)
+            wait_until(
+                lambda: standing(node, record.id)[0] in ("tentative", "final"), timeout=self.PATIENCE, what="a block"
+            )
+        except LocalError:
+            node.forget_client()
+            return False
+        return True

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "logs",
         "datadir",
     },
-    "cli": {"config", "datadir", "node", "testnet", "api.client", "chain", "p2p.identity"},
+    "cli": {"config", "datadir", "node", "testnet", "api.client", "api.keys", "chain", "p2p.identity"},
     "testnet": {"config", "datadir", "node", "cli", "api.client", "chain.keys", "chain.genesis", "p2p.identity"},
     "__main__": {"cli"},
 }

@@ -90,6 +90,7 @@ def test_names_are_not_unique_and_ids_are():
         Layer(bytes(31), 0, BLOB),
         Layer(bytes(32), 1024, BLOB),
         Layer(bytes(32), -1, BLOB),
+        Layer(bytes(32), 0, BLOB, bytes(257)),
     ],
 )
 def test_what_nobody_could_read_is_not_signed(arguments):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blyan_node.codec import MAX_DEPTH, MAX_INT, Bound, Size, decode, encode, exactly, pack, unpack
+from blyan_node.codec import MAX_DEPTH, MAX_INT, Bound, Size, decode, encode, exactly, from_value, pack, unpack
 from blyan_node.errors import CodecError
 
 SCALARS = st.none() | st.booleans() | st.integers(0, MAX_INT) | st.binary(max_size=300)
@@ -64,6 +65,113 @@ def test_any_bytes_decode_canonically_or_raise_codec_error(data):
     except CodecError:
         return
     assert encode(value) == data
+
+
+def canonical(data: bytes) -> tuple[bool, object]:
+    """Read canonical msgpack by its definition, slowly: whether all of ``data`` is that, and the value."""
+    try:
+        value, rest = _read(memoryview(data), 1)
+    except ValueError:
+        return False, None
+    return not rest, value
+
+
+def _read(data: memoryview, depth: int) -> tuple[object, memoryview]:
+    if not data:
+        raise ValueError("cut off")
+    tag, rest = data[0], data[1:]
+    if tag in (0xC0, 0xC2, 0xC3):
+        return {0xC0: None, 0xC2: False, 0xC3: True}[tag], rest
+    if tag < 0x80:
+        return tag, rest
+    if 0xCC <= tag <= 0xCF:
+        number, rest = _number(rest, 1 << (tag - 0xCC), (0x80, 0x100, 0x10000, 0x100000000)[tag - 0xCC])
+        if number > MAX_INT:
+            raise ValueError("too large")
+        return number, rest
+    if 0xC4 <= tag <= 0xC6:
+        size, rest = _number(rest, 1 << (tag - 0xC4), (0, 0x100, 0x10000)[tag - 0xC4])
+        if size > len(rest):
+            raise ValueError("cut off")
+        return bytes(rest[:size]), rest[size:]
+    if 0x90 <= tag < 0xA0:
+        count = tag - 0x90
+    elif tag in (0xDC, 0xDD):
+        count, rest = _number(rest, 2 if tag == 0xDC else 4, 0x10 if tag == 0xDC else 0x10000)
+    else:
+        raise ValueError("not of the subset")
+    if depth > MAX_DEPTH:
+        raise ValueError("too deep")
+    items = []
+    for _ in range(count):
+        item, rest = _read(rest, depth + 1)
+        items.append(item)
+    return items, rest
+
+
+def _number(data: memoryview, width: int, least: int) -> tuple[int, memoryview]:
+    if len(data) < width or (number := int.from_bytes(data[:width])) < least:
+        raise ValueError("cut off, or not in the shortest form")
+    return number, data[width:]
+
+
+@st.composite
+def loosely_encoded(draw, values):
+    """Encode a value in any of the forms that msgpack allows: now and then it is the canonical one."""
+
+    def form(least: int, tags: list[tuple[int, str]]) -> bytes:
+        able = [struct.pack(">B" + width, tag, least) for tag, width in tags if least < 1 << 8 * struct.calcsize(width)]
+        return able[draw(st.sampled_from([0, 0, 0, 0, 0, 0, *range(len(able))]))]
+
+    def put(value) -> bytes:
+        if value is None or isinstance(value, bool):
+            return msgpack.packb(value)
+        if isinstance(value, int):
+            if value < 0x80 and draw(st.integers(0, 6)):
+                return bytes([value])
+            return form(value, [(0xCC, "B"), (0xCD, "H"), (0xCE, "I"), (0xCF, "Q")])
+        if isinstance(value, bytes):
+            return form(len(value), [(0xC4, "B"), (0xC5, "H"), (0xC6, "I")]) + value
+        short = len(value) < 16 and draw(st.integers(0, 6))
+        prefix = bytes([0x90 + len(value)]) if short else form(len(value), [(0xDC, "H"), (0xDD, "I")])
+        return prefix + b"".join(map(put, value))
+
+    return put(draw(values))
+
+
+ODD = st.sampled_from([b"\xa0", b"\x80", b"\xff", b"\xd0\x01", b"\xca\0\0\0\0", b"\xcb" + bytes(8), b"\xc1"])
+TOO_DEEP = st.integers(0, 3).map(lambda more: b"\x91" * (MAX_DEPTH - 1 + more) + b"\x01")
+PARTS = loosely_encoded(VALUES) | loosely_encoded(OUTERS.map(lambda outer: decode(pack(outer), most=1000)))
+ANY_BYTES = (
+    st.binary(max_size=40) | ODD | TOO_DEEP | PARTS | st.builds(lambda a, b: b"\x92" + a + b, PARTS, ODD | PARTS)
+)
+
+
+@given(ANY_BYTES)
+def test_what_is_canonical_by_definition_decodes_and_nothing_else(data):
+    is_canonical, value = canonical(data)
+    if is_canonical:
+        assert decode(data, most=1 << 20) == value
+        assert encode(value) == data
+    else:
+        with pytest.raises(CodecError):
+            decode(data, most=1 << 20)
+
+
+@given(ANY_BYTES)
+def test_a_message_is_read_where_its_canonical_value_would_be_and_nowhere_else(data):
+    is_canonical, value = canonical(data)
+    try:
+        expected = from_value(Outer, value) if is_canonical else None
+    except CodecError:
+        expected = None
+    if expected is None:
+        with pytest.raises(CodecError):
+            unpack(Outer, data, most=1 << 20)
+    else:
+        message = unpack(Outer, data, most=1 << 20)
+        assert message == expected
+        assert pack(message) == data
 
 
 @given(OUTERS, st.data())
@@ -184,3 +292,22 @@ def test_a_field_of_an_unknown_type_is_our_own_mistake():
 
     with pytest.raises(TypeError):
         unpack(Wrong, encode([1]), most=10)
+
+
+def test_a_message_that_nests_too_deep_is_our_own_mistake():
+    @dataclass(frozen=True)
+    class Leaf:
+        value: int
+
+    nested = Leaf
+    for _ in range(MAX_DEPTH - 1):
+        nested = tuple[nested, ...]  # type: ignore[misc]
+    assert unpack(nested, encode([]), most=10) == ()
+    with pytest.raises(TypeError):
+        unpack(tuple[nested, ...], encode([]), most=10)
+
+
+@pytest.mark.parametrize("value", [[b"a", True, None, [], [-1, b""]], [b"a", True, None, [], [1 << 63, b""]]])
+def test_an_integer_of_a_message_is_in_the_range_of_all_integers(value):
+    with pytest.raises(CodecError):
+        unpack(Outer, msgpack.packb(value, use_bin_type=True), most=100)

@@ -162,7 +162,7 @@ def test_a_manifest_makes_a_model_and_its_owner_gives_it_layers():
     assert voids(folded) == [None, None]
     state = folded.state
     assert state.models == {MODEL: Model(ALICE.address, MANIFEST.record.parsed())}
-    assert state.layers == {(MODEL, 1): BLOBS[1]}
+    assert state.layers == {(MODEL, 1): Layer(MODEL, 1, BLOBS[1])}
     assert (balance(state, ALICE), balance(state, CARRIER)) == (990, 10)
     assert [(line.kind, line.amount, line.fee) for line in folded.movements if line.address == ALICE.address] == [
         ("manifest", 0, 5),
@@ -175,11 +175,11 @@ def test_the_owner_s_later_layer_replaces_the_earlier_wherever_they_stand():
     for records in ([MANIFEST, *layers], [*reversed(layers), MANIFEST], [layers[1], MANIFEST, layers[2], layers[0]]):
         folded = cut(start(), *records)
         assert voids(folded) == [None] * 4
-        assert folded.state.layers == {(MODEL, 0): BLOBS[2]}
+        assert folded.state.layers == {(MODEL, 0): Layer(MODEL, 0, BLOBS[2])}
     state = cut(start(), MANIFEST, layers[0]).state
     folded = cut(cut(state, layers[1]).state, layers[0])
     assert voids(folded) == [Void.NONCE_USED], "an old record, carried in again, takes nothing back"
-    assert folded.state.layers == {(MODEL, 0): BLOBS[1]}
+    assert folded.state.layers == {(MODEL, 0): Layer(MODEL, 0, BLOBS[1])}
 
 
 def test_two_owners_cannot_publish_each_other_s_layers():
@@ -192,7 +192,7 @@ def test_two_owners_cannot_publish_each_other_s_layers():
         assert voids(cut(state, put(key, 1, Layer(models[other], 0, BLOBS[1])))) == [Void.NOT_OWNER]
         folded = cut(state, put(key, 1, Layer(models[key], 0, BLOBS[1])))
         assert voids(folded) == [None]
-        assert folded.state.layers == {(models[key], 0): BLOBS[1]}
+        assert folded.state.layers == {(models[key], 0): Layer(models[key], 0, BLOBS[1])}
 
 
 def test_models_stand_in_the_order_in_which_their_manifests_took_effect():
@@ -411,7 +411,7 @@ def test_a_record_behind_one_that_cannot_pay_waits_in_vain():
 def test_evidence_that_proves_nothing_harms_nobody(evidence):
     folded = cut(start(), put(ALICE, 0, evidence))
     assert voids(folded) == [Void.NO_PROOF]
-    assert folded.state.slashed == set()
+    assert folded.state.slashed == {}
     assert folded.state.supply == 4300
 
 

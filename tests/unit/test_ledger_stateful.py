@@ -168,7 +168,7 @@ def test_models_are_what_their_owners_made_of_them(steps):
     state, pending, expected = start(), [], []
     nonces = dict.fromkeys(USERS[:2], 0)
     owners: dict[bytes, bytes] = {}
-    layers: dict[tuple[bytes, int], BlobRef] = {}
+    layers: dict[tuple[bytes, int], Layer] = {}
     for key, what, which, unit, number in [*steps, (USERS[0], "close", 0, 0, 0)]:
         if what == "close":
             folded = cut(state, *pending)
@@ -197,7 +197,7 @@ def test_models_are_what_their_owners_made_of_them(steps):
         elif unit > 1:
             void = Void.NO_UNIT
         else:
-            layers[model, unit] = blob
+            layers[model, unit] = Layer(model, unit, blob)
         nonces[key] += void is None
         pending.append(carry(record))
         expected.append(Result(record.id, void))

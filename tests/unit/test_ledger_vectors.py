@@ -44,7 +44,7 @@ def vectors() -> dict[str, str | list[str]]:
         "double-vote evidence": make_record(bob, NETWORK, double_vote(VALIDATORS[0]), nonce=0),
         "double-block evidence": make_record(bob, NETWORK, double_block(VALIDATORS[1]), nonce=1),
         "manifest": manifest,
-        "layer": make_record(dave, NETWORK, Layer(manifest.id, 1, BlobRef(bytes([1]) * 32, 8)), nonce=1),
+        "layer": make_record(dave, NETWORK, Layer(manifest.id, 1, BlobRef(bytes([1]) * 32, 8), b"beacon"), nonce=1),
     }
     receipt = Receipt(bytes([1]) * 32, bob.address, 2, 500)
     state = start()

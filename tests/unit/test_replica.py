@@ -10,8 +10,9 @@ from blyan_node.chain.block import MAX_PARENTS, Block, decode_block
 from blyan_node.chain.genesis import Genesis
 from blyan_node.chain.keys import Key
 from blyan_node.chain.orphans import Orphans
+from blyan_node.chain.outcome import Accepted, Known, Orphan, Surplus
 from blyan_node.chain.records import BlobRef, Layer, Manifest, make_record, sign_record
-from blyan_node.chain.replica import Accepted, Known, Orphan, Replica, Surplus
+from blyan_node.chain.replica import Replica
 from blyan_node.chain.store import Store
 from blyan_node.errors import AlreadyRunning, ConfigError, LocalError, RuleError, StoreError
 from tests.support.chains import GENESIS, KEYS, NETWORK, STRANGER, Forge

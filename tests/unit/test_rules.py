@@ -18,8 +18,9 @@ from blyan_node.chain.block import (
     seal,
 )
 from blyan_node.chain.keys import GROUP_ORDER
+from blyan_node.chain.outcome import Accepted, Orphan
 from blyan_node.chain.records import MAX_ARGUMENTS, check_record, sign_record
-from blyan_node.chain.replica import Accepted, Orphan, Replica
+from blyan_node.chain.replica import Replica
 from blyan_node.chain.rules import check_in_isolation
 from blyan_node.codec import decode, encode, pack, to_value
 from blyan_node.errors import CodecError, CycleDetected, RuleError, SignatureError

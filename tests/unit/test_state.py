@@ -83,7 +83,7 @@ def test_the_validators_are_those_with_the_most_stake():
     bonds[b"\xff" * 20, ALICE.address] = 9  # below the least stake
     bonds = dict(reversed(bonds.items()))
     cheat = (128).to_bytes(20, "big")
-    state = State(PARAMETERS, bonds=bonds, slashed={cheat})
+    state = State(PARAMETERS, bonds=bonds, slashed={cheat: 1})
     chosen = choose_validators(state)
     assert len(chosen) == 100
     assert chosen[0] == Validator(bytes(20), 209)
@@ -121,13 +121,14 @@ def test_every_part_of_the_state_is_under_its_root():
         {"bonds": {}},
         {"unbonding": []},
         {"minted": set()},
-        {"slashed": set()},
+        {"slashed": {}},
         {"validators": ()},
         {"next_validators": ()},
         {"models": {}},
         {"models": {id: replace(model, owner=BOB.address) for id, model in state.models.items()}},
         {"layers": {}},
-        {"layers": {slot: replace(blob, size=8) for slot, blob in state.layers.items()}},
+        {"layers": {slot: replace(layer, blob=replace(layer.blob, size=8)) for slot, layer in state.layers.items()}},
+        {"layers": {slot: replace(layer, beacon=b"other") for slot, layer in state.layers.items()}},
     ]
     roots = {state.root(), *(replace(state, **change).root() for change in changes)}
     assert len(roots) == 1 + len(changes)
@@ -191,7 +192,8 @@ MODELS = st.builds(Model, st.binary(min_size=20, max_size=20), MANIFESTS)
 @settings(deadline=None)
 def test_models_and_layers_survive_a_snapshot_in_their_order(models, data):
     slots = [(id, unit) for id, model in models.items() for unit in range(len(model.manifest.units))]
-    layers = data.draw(st.dictionaries(st.sampled_from(slots), BLOBS)) if slots else {}
+    drawn = data.draw(st.dictionaries(st.sampled_from(slots), st.tuples(BLOBS, st.binary(max_size=4)))) if slots else {}
+    layers = {slot: Layer(*slot, *weights) for slot, weights in drawn.items()}
     state = replace(start(), models=models, layers=layers)
     again = state_of_rows(state.rows())
     assert again == state

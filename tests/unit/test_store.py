@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import plyvel
 import pytest
 
-from blyan_node.chain.replica import Accepted, Replica
+from blyan_node.chain.outcome import Accepted
+from blyan_node.chain.replica import Replica
 from blyan_node.chain.store import Batch, Prefix, Store
 from blyan_node.errors import AlreadyRunning, DiskFull, StoreError
 from tests.support.chains import GENESIS, KEYS, NETWORK, Forge
@@ -214,6 +218,57 @@ def test_no_space_left_is_told_as_such(tmp_path, monkeypatch):
         with pytest.raises(DiskFull, match="free some"):
             store.write([(b"a", b"b")])
         store._database = real
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes: a write ends halfway, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_is_written_after_a_write_that_ended_halfway_is_there_on_the_next_opening(tmp_path):
+    with Store(tmp_path / "chain") as store:
+        store.write([(b"before", b"1" * 1000)])
+        (log,) = (tmp_path / "chain").glob("*.log")
+        with files_of_at_most(log.stat().st_size + 500):
+            for _ in range(3):
+                with pytest.raises(StoreError, match="too large"):
+                    store.write([(b"failed", b"2" * 1000)])
+            assert store.get(b"before") == b"1" * 1000
+            assert list(store.keys(b"")) == [b"before"]
+        store.write([(b"after", b"3" * 1000)])
+    with Store(tmp_path / "chain") as store:
+        assert list(store.keys(b"")) == [b"after", b"before"]
+        assert {path.suffix for path in (tmp_path / "chain").iterdir()} <= {".log", ".ldb", ".old", ""}
+        assert not (tmp_path / "chain" / "room").exists()
+
+
+def test_a_store_that_could_not_be_mended_is_tried_again(tmp_path, monkeypatch):
+    with Store(tmp_path / "chain") as store:
+        store.write([(b"before", b"1")])
+        store._torn = True
+        with monkeypatch.context() as patch:
+            patch.setattr(plyvel, "DB", failing("MANIFEST-000007: No space left on device"))
+            for _ in range(2):
+                with pytest.raises(DiskFull, match="free some"):
+                    store.write([(b"after", b"2")])
+                with pytest.raises(DiskFull, match="free some"):
+                    store.get(b"before")
+        assert store.get(b"before") == b"1"
+        store.write([(b"after", b"2")])
+        assert list(store.keys(b"")) == [b"after", b"before"]
+
+
+def failing(text):
+    def fail(*_arguments, **_options):
+        raise plyvel.IOError(f"IO error: {text}")
+
+    return fail
 
 
 KILLED = """

@@ -162,8 +162,8 @@ async def test_a_block_with_its_records() -> None:
 ARGUMENTS: list[tuple[Arguments, Any]] = [
     (Bond(PAYEE.address, 7), {"validator": show_address(PAYEE.address), "amount_nano": "7"}),
     (
-        Layer(b"\1" * 32, 3, BlobRef(b"\2" * 32, 2**40)),
-        {"model": "01" * 32, "unit": 3, "blob": {"root": "02" * 32, "size": 2**40}},
+        Layer(b"\1" * 32, 3, BlobRef(b"\2" * 32, 2**40), b"\4"),
+        {"model": "01" * 32, "unit": 3, "blob": {"root": "02" * 32, "size": 2**40}, "beacon": "04"},
     ),
     (
         Manifest("tiny", '{"größe": 1}'.encode(), ("embed", "head"), BlobRef(b"\3" * 32, 9)),
@@ -325,7 +325,7 @@ async def test_validators() -> None:
         api.service.chain.heard[VALIDATORS[1].address] = CUTS + 5  # it is ahead of us
         seats = {each["address"]: each for each in (await get(api, "/validators"))["data"]}
         assert seats[behind]["behind"] == 0
-        api.service.chain.view.final.slashed.add(VALIDATORS[2].address)
+        api.service.chain.view.final.slashed[VALIDATORS[2].address] = 1
         assert (await get(api, "/validators"))["slashed"] == [unheard]
 
 

@@ -1,0 +1,42 @@
+"""The web page at ``/``: a handful of files inside the package, which ask this API like any other client.
+
+The files are listed here and read once, so no path of a request ever reaches the disk. They load nothing from elsewhere
+and run no inline script, and the policy that is sent with them holds browsers to that.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from blyan_node.api.endpoints import route
+
+SCRIPTS = ("api.js", "chain.js", "chat.js", "dom.js", "main.js", "swarm.js", "wallet.js")
+FILES = {"/": "index.html", "/page/style.css": "style.css"} | {f"/page/{name}": name for name in SCRIPTS}
+PATHS = tuple(FILES)
+"""What needs no key: there is nothing of this node in it."""
+
+TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def page_routes() -> list[Route]:
+    """A route for each file."""
+    folder = files("blyan_node.api").joinpath("static")
+    return [route(path, GET=_file(folder.joinpath(name).read_bytes(), name)) for path, name in FILES.items()]
+
+
+def _file(content: bytes, name: str) -> ASGIApp:
+    return Response(content, headers=HEADERS, media_type=TYPES[name.rpartition(".")[2]])
