@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Standing:
+class Holding:
     """What a stage holds of a session; nothing, where it is new to it.
 
     Keys and values of positions 0 to ``held`` - 1, and the journal of what it sent for those from ``journal`` on.
@@ -29,7 +29,7 @@ class Task:
     send_from: int
 
 
-def share_out(standings: Sequence[Standing]) -> tuple[Task, ...]:
+def share_out(holdings: Sequence[Holding]) -> tuple[Task, ...]:
     """The tasks of a route's stages, from what each of them holds.
 
     The last stage needs what it lacks. Whoever stands before a stage sends that from its journal, as far as this
@@ -37,11 +37,11 @@ def share_out(standings: Sequence[Standing]) -> tuple[Task, ...]:
     Then it needs in turn what it lacks. The first stage gets its part from the entry's log: from ``keep`` on.
     """
     tasks: list[Task] = []
-    needed = standings[-1].held
-    for standing in reversed(standings):
+    needed = holdings[-1].held
+    for holding in reversed(holdings):
         send_from = needed
-        remembered = standing.journal <= send_from
-        keep = standing.held if remembered else min(standing.held, send_from)
+        remembered = holding.journal <= send_from
+        keep = holding.held if remembered else min(holding.held, send_from)
         tasks.append(Task(keep, send_from))
         needed = keep
     return tuple(reversed(tasks))

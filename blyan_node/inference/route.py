@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from blyan_node.errors import ModelUnavailable
-from blyan_node.inference.messages import MAX_STAGES, Leg
+from blyan_node.inference.messages import MAX_STAGES, Held, Leg
 from blyan_node.inference.standing import Standing
 from blyan_node.inference.swarm import Seen, SwarmView
 from blyan_node.p2p.transport import PeerId
@@ -67,11 +67,7 @@ def plan(
     naming the units that nobody else serves.
     """
     claims = view.serving(model, version, len(unit_names), now)
-    affordable = [
-        (seen, held.first, held.last)
-        for seen, held in claims
-        if max_price is None or seen.heartbeat.price <= max_price or seen.peer == me
-    ]
+    affordable = _affordable(claims, max_price, me)
     spans = [span for span in affordable if not measurements.standing.is_distrusted(span[0].peer, now)]
     reliable = [span for span in spans if not measurements.avoided(span[0].peer, now)]
     for candidates in (reliable, spans):
@@ -95,38 +91,45 @@ def mend(
     *,
     me: PeerId,
     now: float,
+    max_price: int | None = None,
 ) -> tuple[Leg, ...] | None:
     """Return a route in which the legs of ``lost`` peers are taken over by others, any number for each gap.
 
-    The other legs stay as they are. A lost peer, or one that failed lately, is used only where nobody else will do;
-    one that computed a challenge wrongly, never. None where there is no such route.
+    The other legs stay as they are. A lost peer, or one that failed lately, is used only where nobody else will do; who
+    computed a challenge wrongly, or asks for more than ``max_price``, never. None where there is no such route.
     """
     units = legs[-1].last + 1
+    distrusted = measurements.standing.is_distrusted
+    spans = _affordable(view.serving(model, version, units, now), max_price, me)
+    stay = [leg for leg in legs if leg.peer not in lost and not distrusted(PeerId(leg.peer), now)]
+    spans = [span for span in spans if not distrusted(span[0].peer, now)]
     mended: list[Leg] = []
-    stay = [leg for leg in legs if leg.peer not in lost]
-    ends = [Leg(me, units, units)]
-    for leg in (*stay, *ends):
-        begin = mended[-1].last + 1 if mended else 0
-        if begin < leg.first:
+    end = Leg(me, units, units)  # behind the last gap
+    for leg in (*stay, end):
+        gap = range(mended[-1].last + 1 if mended else 0, leg.first)
+        if gap:
             busy = {one.peer for one in (*mended, *stay)}
-            spans = [
-                (seen, held.first, held.last)
-                for seen, held in view.serving(model, version, units, now)
-                if seen.peer not in busy and not measurements.standing.is_distrusted(seen.peer, now)
-            ]
-            trusted = [
-                span for span in spans if not measurements.avoided(span[0].peer, now) and span[0].peer not in lost
-            ]
+            free = [span for span in spans if span[0].peer not in busy]
+            reliable = [span for span in free if not (measurements.avoided(span[0].peer, now) or span[0].peer in lost)]
             start = PeerId(mended[-1].peer) if mended else me
-            gap = range(begin, leg.first)
-            filled = _shortest(trusted, gap, measurements, me, start=start)
-            filled = filled or _shortest(spans, gap, measurements, me, start=start)
-            if not filled:
+            for candidates in (reliable, free):
+                if filled := _shortest(candidates, gap, measurements, me, start=start):
+                    mended += filled
+                    break
+            else:
                 return None
-            mended += filled
-        mended.append(leg)
-    del mended[-1]
+        if leg is not end:
+            mended.append(leg)
     return tuple(mended) if len(mended) <= MAX_STAGES else None
+
+
+def _affordable(claims: list[tuple[Seen, Held]], max_price: int | None, me: PeerId) -> list[tuple[Seen, int, int]]:
+    """The ranges that are served at that price or less; one's own always is."""
+    return [
+        (seen, held.first, held.last)
+        for seen, held in claims
+        if max_price is None or seen.heartbeat.price <= max_price or seen.peer == me
+    ]
 
 
 def _shortest(

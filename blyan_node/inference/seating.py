@@ -33,7 +33,7 @@ from blyan_node.inference.messages import (
 )
 from blyan_node.inference.patience import Patience
 from blyan_node.inference.pipeline import Pipeline
-from blyan_node.inference.recovery import Standing, Task, share_out
+from blyan_node.inference.recovery import Holding, Task, share_out
 from blyan_node.inference.stage import Stage
 from blyan_node.p2p import rpc
 from blyan_node.p2p.peers import Peers
@@ -116,16 +116,16 @@ class Seating:
         for leg in before:
             if PeerId(leg.peer) not in session.peers:
                 self._pipeline.post(PeerId(leg.peer), Close(session.id, session.epoch - 1))
-        standings: dict[int, Standing] = {}
+        holdings: dict[int, Holding] = {}
         failures: list[SessionLost] = []
         async with trio.open_nursery() as nursery:
             for index, leg in enumerate(legs):
-                nursery.start_soon(self._join, session, index, leg in before, position, standings, failures)
+                nursery.start_soon(self._join, session, index, leg in before, position, holdings, failures)
         if failures:
             raise failures[0] from failures[0].__cause__
-        tasks = share_out([standings[index] for index in range(len(legs))])
+        tasks = share_out([holdings[index] for index in range(len(legs))])
         for index in reversed(range(len(legs))):
-            if _is_needed(standings[index], tasks[index]):
+            if _is_needed(holdings[index], tasks[index]):
                 await self._replay(session, index, tasks[index])
         return tasks[0].keep
 
@@ -161,20 +161,20 @@ class Seating:
         index: int,
         stays: bool,
         position: int,
-        standings: dict[int, Standing],
+        holdings: dict[int, Holding],
         failures: list[SessionLost],
     ) -> None:
         peer = PeerId(session.legs[index].peer)
         try:
             with self._while_there(peer):
-                standings[index] = await self._stand(session, index, stays, position)
+                holdings[index] = await self._take_place(session, index, stays, position)
         except PeerError as error:
             session.lost.add(peer)
             lost = SessionLost(f"{peer} did not open: {error}", peer)
             lost.__cause__ = error
             failures.append(lost)
 
-    async def _stand(self, session: Session, index: int, stays: bool, position: int) -> Standing:
+    async def _take_place(self, session: Session, index: int, stays: bool, position: int) -> Holding:
         """Have a stage take its place; what it holds. A seat that is gone is opened anew."""
         leg = session.legs[index]
         peer, mine = PeerId(leg.peer), leg.peer == self._network.peer_id
@@ -187,7 +187,7 @@ class Seating:
                     resumed = await rpc.call(self._network, peer, RESUME, resume)
                 if not resumed.journal <= resumed.held <= position:
                     raise ProtocolViolation(f"it claims to hold {resumed.held} positions of {position}")
-                return Standing(resumed.held, resumed.journal)
+                return Holding(resumed.held, resumed.journal)
             except Refused:
                 pass  # it lost the session, but may well take it up again
         opening = replace(session.opening, epoch=session.epoch, route=session.legs, stage=index)
@@ -196,7 +196,7 @@ class Seating:
         else:
             await self._peers.ensure(peer)
             await rpc.call(self._network, peer, OPEN, opening)
-        return Standing()
+        return Holding()
 
     async def _replay(self, session: Session, index: int, task: Task) -> None:
         peer = PeerId(session.legs[index].peer)
@@ -232,6 +232,6 @@ class Seating:
             scope.cancel()
 
 
-def _is_needed(standing: Standing, task: Task) -> bool:
+def _is_needed(holding: Holding, task: Task) -> bool:
     """Tell whether a stage has to be told its task: it would else keep all and send what it computes from there on."""
-    return task.keep != standing.held or task.send_from != standing.held
+    return task.keep != holding.held or task.send_from != holding.held
