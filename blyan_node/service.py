@@ -86,6 +86,10 @@ class NodeService:
             )
         )
 
+    async def verify(self) -> tuple[str, ...]:
+        """Hash the weights on the disk and in memory."""
+        return await self.holder.verify()
+
     def models(self) -> tuple[ModelInfo, ...]:
         """The models on the chain that are complete, those first that can run now."""
         infos = []

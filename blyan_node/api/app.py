@@ -17,7 +17,7 @@ from blyan_node.api.auth import Access, Authenticate
 from blyan_node.api.chain import chain_routes
 from blyan_node.api.endpoints import plain, route
 from blyan_node.api.errors import ApiError, error_response
-from blyan_node.api.generations import NANO, Chat, ChatCompletions, ImportModel
+from blyan_node.api.generations import NANO, Chat, ChatCompletions, ImportModel, VerifyModel
 from blyan_node.api.limits import SlidingWindow
 from blyan_node.api.page import page_routes
 from blyan_node.api.requests import MAX_TEXT
@@ -70,6 +70,7 @@ def create_app(service: Service, access: Access, *, requests_per_minute: int, pr
         route("/v1/chat/completions", POST=limited(ChatCompletions(service))),
         route("/chat", GET=plain(terms), POST=limited(Chat(service, price_nano))),
         route("/models", POST=ImportModel(service)),
+        route("/models/verify", POST=VerifyModel(service)),
         *chain_routes(service.chain),
         *page_routes(),
     ]

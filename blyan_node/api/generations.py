@@ -189,3 +189,16 @@ class ImportModel:
                 raise
             await stream.line(error_body(error))
         await stream.close()
+
+
+class VerifyModel:
+    """``POST /models/verify`` {}: hash the weights on this machine. Answers with the units served, or the error."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await read_json(scope, receive)
+        units = await self._service.verify()
+        await JSONResponse({"verified": list(units)})(scope, receive, send)

@@ -119,3 +119,10 @@ class Service(Protocol):
         Raises CheckpointError, DiskFull, RequestError.
         """
         ...
+
+    async def verify(self) -> tuple[str, ...]:
+        """Check the weights on the disk against the chain and those in memory against what was loaded.
+
+        Returns the names of the units served. Raises IntegrityError, naming what is wrong and is not served any more.
+        """
+        ...

@@ -24,11 +24,6 @@ class Activation:
     shape: tuple[int, int]
     data: bytes
 
-    def rows(self, first: int, end: int) -> Activation:
-        """The tokens from ``first`` to before ``end``."""
-        row = len(self.data) // self.shape[0]
-        return Activation(self.dtype, (end - first, self.shape[1]), self.data[first * row : end * row])
-
     def check(self, spec: ModelSpec, dtype: str, tokens: int) -> None:
         """Raise RuleError unless this is ``tokens`` rows of finite ``dtype`` numbers for this model."""
         if self.dtype != dtype:
@@ -43,6 +38,14 @@ class Activation:
             finite = ((np.frombuffer(self.data, "<u2") & 0x7F80) != 0x7F80).all()
         if not finite:
             raise RuleError("activation with an infinity or NaN in it")
+
+    def rows(self, start: int, end: int) -> Activation:
+        """Rows ``start`` to ``end`` - 1, where 0 <= start < end <= the tokens that there are."""
+        count, hidden = self.shape
+        if (start, end) == (0, count):
+            return self
+        width = len(self.data) // count
+        return Activation(self.dtype, (end - start, hidden), self.data[start * width : end * width])
 
 
 def from_tensor(rows: torch.Tensor) -> Activation:

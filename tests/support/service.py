@@ -98,6 +98,11 @@ class ScriptedService:
     def ready(self) -> str | None:
         return self.why_not_ready
 
+    async def verify(self) -> tuple[str, ...]:
+        if self.before:
+            raise self.before
+        return ("embed", "layer.0", "head")
+
     @asynccontextmanager
     async def import_model(self, path: str, name: str | None) -> AsyncIterator[AsyncIterator[Progress]]:
         if self.before:

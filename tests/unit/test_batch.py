@@ -28,7 +28,7 @@ def seat(*items: Input, legs: tuple[Leg, ...] = OPEN.route) -> Seat:
 
 
 def tokens(number: int, count: int, position: int = 0, *, more: bool = False) -> Input:
-    return Input(position, count, more, tuple(range(position, position + count)), None, (), number)
+    return Input(0, position, count, more, tuple(range(position, position + count)), None, (), number)
 
 
 def test_decodes_proceed_in_every_step_of_a_long_prompt() -> None:
@@ -98,7 +98,7 @@ def test_all_is_computed_once_in_order_and_in_bounded_steps(sizes: list[list[int
 
 def test_activations_are_cut_by_rows() -> None:
     rows = bytes(range(24))
-    whole = Input(7, 3, False, None, Activation("float32", (3, 2), rows), ((1, 2),), 4)
+    whole = Input(0, 7, 3, False, None, Activation("float32", (3, 2), rows), ((1, 2),), 4)
     first, rest = whole.split(1)
     assert (first.position, first.count, first.more) == (7, 1, True)
     assert first.activation == Activation("float32", (1, 2), rows[:8])

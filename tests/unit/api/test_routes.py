@@ -10,7 +10,7 @@ import trio
 
 from blyan_node.api.body import MAX_BODY
 from blyan_node.api.serve import api_url, open_api_listener
-from blyan_node.errors import AlreadyRunning, CheckpointError, ConfigError, GenerationFailed
+from blyan_node.errors import AlreadyRunning, CheckpointError, ConfigError, GenerationFailed, IntegrityError
 from blyan_node.inference.generation import Progress
 from tests.support.api import TOKEN, served
 from tests.support.service import ScriptedService
@@ -351,3 +351,14 @@ async def test_garbage_on_the_port() -> None:
                 pass
             await stream.aclose()
         assert (await api.client.get("/status")).status_code == 200
+
+
+async def test_verify_names_what_is_served_or_what_is_damaged() -> None:
+    async with served() as api:
+        answer = await api.client.post("/models/verify", json={})
+        assert answer.json() == {"verified": ["embed", "layer.0", "head"]}
+        api.service.before = IntegrityError("layer.0 changed")
+        answer = await api.client.post("/models/verify", json={})
+        assert answer.status_code == 422
+        assert answer.json()["error"]["code"] == "damaged_weights"
+        assert "layer.0" in answer.json()["error"]["message"]
