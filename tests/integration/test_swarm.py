@@ -191,6 +191,7 @@ async def test_where_pages_run_out_the_last_session_gives_way_and_all_come_to_th
             async with lone.service.generate(prompts[index]) as stream:
                 async for event in stream:
                     most = max(most, len(lone.service.stage.seats))
+                    assert all(seat.open.prompt > 0 for seat in lone.service.stage.seats.values())
                     if isinstance(event, Finished):
                         together[index] = event.text
 
