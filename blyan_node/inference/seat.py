@@ -95,6 +95,10 @@ class Seat:
         """Bytes of the pages that the session has claimed for its keys and values."""
         return self.cache.pages * PAGE * self.cache.layers * self.shard.spec.kv_bytes(self.shard.dtype)
 
+    def has_outgrown(self, shard: Shard) -> bool:
+        """Tell whether this session has more pages of a shard than it was promised."""
+        return self.shard is shard and self.cache.has_outgrown
+
     @property
     def is_last(self) -> bool:
         """Tell whether this stage draws the tokens."""

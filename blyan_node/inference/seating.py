@@ -190,7 +190,7 @@ class Seating:
                 return Holding(resumed.held, resumed.journal)
             except Refused:
                 pass  # it lost the session, but may well take it up again
-        opening = replace(session.opening, epoch=session.epoch, route=session.legs, stage=index)
+        opening = replace(session.opening, epoch=session.epoch, route=session.legs, stage=index, prompt=position + 1)
         if mine:
             await self._stage.open(peer, opening)
         else:

@@ -274,8 +274,9 @@ class Stage:
     def _gather(self) -> list[tuple[Seat, Input]]:
         """What the next step computes: see :func:`compose`; each has the pages that it takes.
 
-        Where the pages are out, the session that came last ends until there are enough: those before it go on, so
-        some session always comes to its end, and the entry of one that does not goes on elsewhere from its log.
+        Where the pages are out, of the sessions that outgrew what they were promised the one that came last ends,
+        until there are enough: some session always comes to its end, and the entry of one that does not goes on from
+        its log.
         What is bound for a peer that is slow to take it waits here.
         """
         ready = [seat for seat in self.seats.values() if self._is_ready(seat)]
@@ -285,8 +286,8 @@ class Stage:
                 try:
                     seat.cache.reserve(item.position + item.count)
                 except Overloaded as error:
-                    last = [other for other in self.seats.values() if other.shard is seat.shard][-1]
-                    self._fail(last, f"the pages are out, and the session that came last gives way: {error}")
+                    grown = [other for other in self.seats.values() if other is seat or other.has_outgrown(seat.shard)]
+                    self._fail(grown[-1], f"the pages are out, and the session that came last gives way: {error}")
                     self._ready.beat()  # this batch may come to nothing while others are ready
                 else:
                     break

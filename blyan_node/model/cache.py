@@ -109,6 +109,11 @@ class Cache:
         self._memory = pool.memory(skipped, layers, pages_for(capacity) * PAGE, self._table) if layers else None
         pool.claim(self.pages)  # not before the memory is there
 
+    @property
+    def has_outgrown(self) -> bool:
+        """Tell whether more pages are claimed than were promised."""
+        return self.pages > self._promised
+
     def reserve(self, tokens: int) -> None:
         """Have the pages that ``tokens`` tokens take; raise Overloaded, and change nothing, where too few are free."""
         pages = pages_for(tokens)

@@ -172,7 +172,7 @@ async def test_a_judge_whose_own_weights_changed_blames_nobody_and_loads_them_ag
         await publish(judge, checkpoint)
         await until(lambda: judge.service.stage.loaded and peer.service.stage.loaded)
         tampered = shard_of(judge)
-        tampered._layers[1]._down._weight.mul_(1.1)
+        tampered._layers[1]._down._product._weight.mul_(1.1)  # type: ignore[attr-defined]
         await until(lambda: judge.service.stage.loaded and shard_of(judge) is not tampered, within=300)
         assert not distrusted(judge, peer)
         shard_of(judge).verify()

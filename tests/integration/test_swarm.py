@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from blyan_node.errors import ModelUnavailable, RequestError
 from blyan_node.inference import stage as stage_module
 from blyan_node.inference.generation import Finished, Generate, Message, Piece, Sampling, Started
+from blyan_node.inference.seat import Seat
 from tests.support.models import tiny_checkpoint
 from tests.support.swarm_net import Member, Swarm, ask, open_swarm, publish, until
 
@@ -190,6 +191,7 @@ async def test_where_pages_run_out_the_last_session_gives_way_and_all_come_to_th
             async with lone.service.generate(prompts[index]) as stream:
                 async for event in stream:
                     most = max(most, len(lone.service.stage.seats))
+                    assert all(seat.open.prompt > 0 for seat in lone.service.stage.seats.values())
                     if isinstance(event, Finished):
                         together[index] = event.text
 
@@ -200,3 +202,36 @@ async def test_where_pages_run_out_the_last_session_gives_way_and_all_come_to_th
         assert [together[index] for index in range(len(prompts))] == alone
         await until(lambda: not lone.service.stage.seats)
         assert pool.free == 6
+
+
+async def test_a_session_that_grows_takes_nothing_that_another_was_promised(
+    tmp_path: Path, checkpoint: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[int] = []
+    fail = stage_module.Stage._fail
+
+    def watched(stage: stage_module.Stage, seat: Seat, reason: str, culprit: str = "") -> None:
+        failed.append(seat.open.limit)
+        fail(stage, seat, reason, culprit)
+
+    monkeypatch.setattr(stage_module.Stage, "_fail", watched)
+    monkeypatch.setattr(stage_module, "MARGIN", 1)
+    async with open_swarm(tmp_path) as swarm:
+        lone = await swarm.start(0)
+        await publish(lone, checkpoint)
+        await until(lambda: is_covered(lone))
+        assert lone.service.stage.loaded is not None
+        monkeypatch.setattr(lone.service.stage.loaded.shard._pool, "free", 4)
+        later: list[str] = []
+
+        async def come_later() -> None:
+            monkeypatch.setattr(stage_module, "MARGIN", 256)
+            later.append((await ask(lone, Generate("moon", max_tokens=90)))[0].reason)
+
+        async with trio.open_nursery() as nursery, lone.service.generate(Generate("sun", max_tokens=100)) as stream:
+            async for event in stream:
+                if isinstance(event, Started):
+                    nursery.start_soon(come_later)
+        assert later in (["length"], ["stop"])
+        assert failed
+        assert min(failed) > 100  # only ever the one that was let in on less than its limit

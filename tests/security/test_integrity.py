@@ -59,9 +59,9 @@ async def test_weight_verification(tmp_path: Path, autojump_clock: MockClock) ->
 TAMPERINGS: dict[str, tuple[int, Callable[[Shard], torch.Tensor]]] = {
     "embedding": (0, lambda shard: shard._embedding),  # type: ignore[dict-item, return-value]
     "norm": (2, lambda shard: shard._layers[0]._mlp_norm._weight),
-    "packed": (2, lambda shard: shard._layers[0]._down._weight),
+    "packed": (2, lambda shard: shard._layers[0]._down._product._weight),  # type: ignore[attr-defined]
     "rotation": (2, lambda shard: shard._rotary._frequencies),
-    "head": (5, lambda shard: shard._projection._weight),
+    "head": (5, lambda shard: shard._projection._product._weight),  # type: ignore[attr-defined]
 }
 
 
