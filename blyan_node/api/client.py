@@ -79,6 +79,10 @@ class Client:
         with self._open("/models", {"path": path, "name": name}) as lines:
             yield _checked(json.loads(line) for line in lines if line)
 
+    def verify_models(self) -> list[str]:
+        """Have the node hash its weights; return the units that it serves. What is wrong comes as an error."""
+        return list(self._ask("POST", "/models/verify", {})["verified"])
+
     def blocks(self, chain: str, limit: int | None = None, after: str | None = None) -> dict[str, Any]:
         """Return a page of the blocks of a chain, newest first: ``data``, and ``next``, None on the last page."""
         return self._ask("GET", f"/chain/{_quoted(chain)}/blocks", limit=limit, after=after)

@@ -14,6 +14,7 @@ from blyan_node.errors import (
     ConfigError,
     DiskFull,
     GenerationFailed,
+    IntegrityError,
     ModelUnavailable,
     Overloaded,
     PeerError,
@@ -27,10 +28,18 @@ class ApiError(BlyanError):
     """An answer other than success, decided by the API itself."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after: float | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+        self.headers = headers or {}
 
 
 # The first class that matches decides: status, code, seconds after which trying again makes sense.
@@ -38,6 +47,7 @@ _KINDS: tuple[tuple[type[BlyanError], int, str, float | None], ...] = (
     (UnknownModel, 404, "model_not_found", None),
     (RequestError, 400, "invalid_request", None),
     (CheckpointError, 422, "unusable_checkpoint", None),
+    (IntegrityError, 422, "damaged_weights", None),
     (RuleError, 400, "invalid_data", None),
     (ModelUnavailable, 503, "model_unavailable", 5),
     (Overloaded, 503, "overloaded", 1),
@@ -70,10 +80,10 @@ def error_body(error: BlyanError) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: BlyanError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_response(error: BlyanError) -> JSONResponse:
     """The whole answer to a request that failed."""
     told = explain(error)
-    headers = dict(headers or {})
+    headers = dict(told.headers)
     if told.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(told.retry_after))
     if told.status == 401:

@@ -55,6 +55,26 @@ class ModelStatus:
 
 
 @dataclass(frozen=True)
+class UnitHolders:
+    """Which active peers, this node included, serve and store a unit of a model."""
+
+    name: str
+    served_by: tuple[str, ...]
+    stored_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelLayers:
+    """Who holds what of a model."""
+
+    model: str
+    id: str
+    complete: bool
+    """Whether all layers have been published."""
+    units: tuple[UnitHolders, ...]
+
+
+@dataclass(frozen=True)
 class Status:
     """The state of a node. Sizes are bytes."""
 
@@ -109,6 +129,10 @@ class Service(Protocol):
         """The state of this node now."""
         ...
 
+    def layers(self) -> tuple[ModelLayers, ...]:
+        """Who holds what of each model, as far as this node hears."""
+        ...
+
     def ready(self) -> str | None:
         """None if prompts can be answered now, else why not."""
         ...
@@ -117,5 +141,12 @@ class Service(Protocol):
         """Read a checkpoint on this machine and publish it; leaving the context abandons what is not yet published.
 
         Raises CheckpointError, DiskFull, RequestError.
+        """
+        ...
+
+    async def verify(self) -> tuple[str, ...]:
+        """Check the weights on the disk against the chain and those in memory against what was loaded.
+
+        Returns the names of the units served. Raises IntegrityError, naming what is wrong and is not served any more.
         """
         ...

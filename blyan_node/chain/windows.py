@@ -74,7 +74,8 @@ class Windows:
     def view(self) -> View:
         """Return the ledger as of now, tentative and final."""
         if self._view is None:
-            items, equivocators = self._examined(self._dag.heads())
+            tips = (id for id, _ in self._dag.tips())  # what an equivocator alone wrote comes into no cut
+            items, equivocators = self._examined((*self._finals.last.heads, *tips))
             self._view = make_view(
                 self._finals.last.state,
                 items,

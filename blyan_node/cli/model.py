@@ -1,4 +1,4 @@
-"""``model import`` and ``model list``."""
+"""``model import``, ``model list`` and ``model verify``."""
 
 from __future__ import annotations
 
@@ -64,3 +64,21 @@ def list_models(data_dir: DataDirOption = None, as_json: JsonOption = False) -> 
             for model in models
         ],
     )
+
+
+@app.command("verify", epilog="Example: blyan-node model verify")
+def verify_weights(data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Check the weights of the running node: on its disk against the chain, in memory against what was loaded.
+
+    What is wrong is named, is not served any more, and is fetched or loaded again.
+    """
+    from blyan_node.api.client import connect
+
+    with connect(data_dir_of(data_dir)) as client:
+        units = client.verify_models()
+    if as_json:
+        say_json({"verified": units})
+    elif units:
+        say(f"All weights are what the chain says. Served: {units[0]}..{units[-1]}")
+    else:
+        say("All weights on the disk are what the chain says. This node serves no layers now.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from blyan_node.chain.catalog import ModelEntry
-from blyan_node.errors import LocalError, PeerError, RuleError
+from blyan_node.errors import IntegrityError, LocalError, PeerError, RuleError
 from blyan_node.inference.beacons import check_beacons
 from blyan_node.inference.heart import LEAST_APART, Heart
 from blyan_node.inference.library import Library
@@ -22,7 +22,9 @@ from blyan_node.inference.messages import DRAINING, LOADING, SERVING, Held
 from blyan_node.inference.placement import Demand, Range, choose, should_move
 from blyan_node.inference.seat import Loaded
 from blyan_node.inference.stage import Stage
+from blyan_node.inference.standing import Standing
 from blyan_node.inference.swarm import SwarmView
+from blyan_node.model.precision import precision_of
 from blyan_node.model.shard import Shard
 from blyan_node.p2p.transport import PeerId
 from blyan_node.relay.blobs import BlobExchange
@@ -67,6 +69,7 @@ class Holder:
         heart: Heart,
         stage: Stage,
         workers: Workers,
+        standing: Standing,
         *,
         memory: int,
         dtype: str,
@@ -74,15 +77,17 @@ class Holder:
     ) -> None:
         self._me, self._relay, self._library, self._exchange = me, relay, library, exchange
         self._view, self._heart, self._stage, self._workers = view, heart, stage, workers
-        self._memory, self._dtype, self._device = memory, dtype, device
+        self._standing = standing
+        self._memory, self._device, self._precision = memory, device, precision_of(dtype, device)
         self.plan: Plan | None = None
         self.draining = False
         self._serving: Plan | None = None  # what the loaded shard is
+        self._moving: Plan | None = None  # where it means to go from there
         self._failures: dict[bytes, tuple[int, float]] = {}  # by version: how often, and when it may be tried again
 
     def held(self) -> tuple[Held, ...]:
         """For the heartbeat."""
-        return (self.plan.held(),) if self.plan else ()
+        return tuple(plan.held() for plan in (self.plan, self._moving) if plan)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold what is needed until cancelled."""
@@ -98,14 +103,33 @@ class Holder:
     async def drain(self) -> None:
         """Say that this node leaves: nobody plans a route through it any more, and who has not heard is refused."""
         self.draining = True
-        self._stage.loaded = None
+        self._stage.loaded, self._moving = None, None
         self._announce(self.plan)
         await trio.sleep(2 * LEAST_APART)  # the heartbeat that says so is out by then
+
+    async def verify(self) -> tuple[str, ...]:
+        """Check what is stored against the chain, and what is served against what was loaded; name the units served.
+
+        Raises IntegrityError, naming what is wrong: a blob is gone then, and fetched again; a unit is loaded again.
+        """
+        for model in self._library.models():
+            for unit in sorted(self._library.stored(model)):
+                await self._exchange.verify(model.layers[unit])
+        loaded = self._stage.loaded
+        if loaded is None:
+            return ()
+        try:
+            for name in loaded.shard.units:  # one at a time: steps of sessions come between
+                await self._workers.compute.run(loaded.shard.verify, name)
+        except IntegrityError:
+            self.reload()
+            raise
+        return loaded.shard.units
 
     def reload(self) -> None:
         """Serve nobody with what is in memory: it is not what was loaded. The next look loads it again."""
         self._stage.unload()
-        self._serving = None
+        self._serving = self._moving = None
         self._announce(None)
 
     async def _look(self) -> tuple[ModelEntry, Range] | None:
@@ -113,16 +137,57 @@ class Holder:
         models = self._library.models()
         if not models or self.draining:
             return None
-        now = trio.current_time()
         if self.plan is None or self.plan.model not in models:
             return await self._settle()
-        model, held = self.plan.model, self.plan.span
-        demand = self._demand(model)
-        target = should_move(demand, held, self._view, self._budget, self._stage.layer_us, now, me=self._me)
-        if target is None or not self._may_try(model, now):
+        return await self._reconsider(self.plan)
+
+    async def _reconsider(self, plan: Plan) -> tuple[ModelEntry, Range] | None:
+        """Where another range would be a clear gain, say so, wait a jitter, look again; until two looks agree.
+
+        What is served stays served until the other range is loaded, and those that want the same, or would leave the
+        same, see each other's intents.
+        """
+        intent: Range | None = None
+        for _ in range(LOOKS):
+            target = None if self.draining or self.plan != plan else self._better(plan)
+            if target in (None, intent):
+                break
+            intent = target
+            self._mean(Plan(plan.model, intent, LOADING))
+            await trio.sleep(random.uniform(*JITTER))
+        else:
+            target = None
+        if target is None:
+            self._mean(None)
             return None
-        log.info("moving from %s to %s: nobody holds some of it", held, target)
-        return model, target
+        log.info("moving from %s to %s", plan.span, target)
+        return plan.model, target
+
+    def _better(self, plan: Plan) -> Range | None:
+        """The range of the same model that this node had better hold, if any."""
+        now, version = trio.current_time(), plan.model.version
+        if not self._may_try(plan.model, now):
+            return None
+        return should_move(
+            self._demand(plan.model),
+            plan.span,
+            self._view,
+            self._budget,
+            self._stage.layer_us,
+            now,
+            me=self._me,
+            trusts=self._trusts,
+            proven=lambda peer, unit: self._standing.proven(peer, version, unit, now) is not None,
+        )
+
+    def _trusts(self, peer: PeerId) -> bool:
+        return not self._standing.is_distrusted(peer, trio.current_time())
+
+    def _mean(self, plan: Plan | None) -> None:
+        """Say where this node means to go from what it serves."""
+        if self._moving != plan:
+            self._moving = plan
+            self._heart.urgent.beat()
 
     async def _settle(self) -> tuple[ModelEntry, Range] | None:
         """Announce an intent, wait a jitter, look again; until two looks agree."""
@@ -156,7 +221,8 @@ class Holder:
                 len(self._view.serving(model.id, model.version, len(model.units), now)) / len(model.units)
             ),
         )
-        span = choose(self._demand(weakest), self._view, self._budget, self._stage.layer_us, now, me=self._me)
+        about = (self._demand(weakest), self._view, self._budget, self._stage.layer_us, now)
+        span = choose(*about, me=self._me, trusts=self._trusts)
         if span is None:
             log.warning(
                 "not one unit of %s fits in %d MB: raise memory_limit to serve it", weakest.name, self._budget >> 20
@@ -171,7 +237,8 @@ class Holder:
     def _demand(self, model: ModelEntry) -> Demand:
         """What placement needs to know of a model."""
         spec = self._library.spec(model)
-        sizes = tuple(spec.unit_bytes(unit, self._dtype) for unit in spec.units)
+        how = self._precision
+        sizes = tuple(spec.unit_bytes(unit, how.resident, how.compute) for unit in spec.units)
         return Demand(model.id, model.version, sizes, sizes[0] if spec.tied_head else 0)
 
     def _announce(self, plan: Plan | None) -> None:
@@ -187,6 +254,7 @@ class Holder:
             log.error("cannot hold units %d..%d of %s: %s", span.first, span.last, model.name, error)
             count, now = self._failures.get(model.version, (0, 0.0))[0] + 1, trio.current_time()
             self._failures[model.version] = (count, now + min(RETRY_FIRST * 2 ** (count - 1), RETRY_MOST))
+            self._moving = None
             self._announce(self._serving)
         else:
             self._failures.pop(model.version, None)
@@ -212,15 +280,16 @@ class Holder:
             span.first,
             span.last,
             paths,
-            dtype=self._dtype,
+            dtype=self._precision.dtype,
             device=self._device,
-            cache_tokens=(self._memory - size) // max(1, layers * spec.kv_bytes(self._dtype)),
+            cache_tokens=(self._memory - size - self._stage.journals.limit)
+            // max(1, layers * spec.kv_bytes(self._precision.compute)),
         )
         await check_beacons(model, shard, self._exchange, self._workers.compute)
         if self.draining:
             return
         self._stage.loaded = Loaded(model.id, model.version, span.first, span.last, shard, size)
-        self._serving = Plan(model, span, SERVING)
+        self._serving, self._moving = Plan(model, span, SERVING), None
         self._announce(self._serving)
         log.info("serving %s..%s of %s", spec.units[span.first], spec.units[span.last], model.name)
 

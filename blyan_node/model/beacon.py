@@ -22,6 +22,7 @@ import torch
 from blyan_node.errors import IntegrityError
 from blyan_node.model.activation import DTYPES, Activation, from_tensor
 from blyan_node.model.cache import Cache
+from blyan_node.model.kv_memory import PAGE
 from blyan_node.model.shard import Shard, Work
 from blyan_node.model.spec import ModelSpec
 
@@ -30,10 +31,11 @@ DIRECTIONS = 3
 MOST = ROWS * 8 * (1 + DIRECTIONS)
 """Bytes of the largest summary."""
 
-TOLERANCE = {"float32": 2e-4, "bfloat16": 0.08, "int8": 0.2, "fp8": 0.4}
+TOLERANCE = {"float32": 2e-4, "bfloat16": 0.12, "int8": 0.2, "fp8": 0.6}
 """The largest :func:`difference` from what float32 computes that counts as rounding, by how weights are computed with.
 
-Measured in tests/unit/model/test_beacon.py and docs/benchmarks.md.
+Measured on 3,000 random inputs to spans of up to 8 units of SmolLM2-135M: at most 1.2e-5, 0.107, 0.169 and 1.0 (three
+above 0.65); 99 % below 5.5e-6, 0.045, 0.105 and 0.37.
 """
 
 _ROW = struct.Struct(f"<{1 + DIRECTIONS}q")
@@ -82,17 +84,18 @@ def beacon_of(spec: ModelSpec, unit: str, tensors: dict[str, dict[str, torch.Ten
     """The beacon of a unit: what float32 makes of it. ``tensors`` are those of ``spec.blobs_for(unit)``, by unit."""
     index = spec.units.index(unit)
     wide = {name: {key: value.float() for key, value in own.items()} for name, own in tensors.items()}
-    shard = Shard(spec, index, index, wide, cache_tokens=rows_of(spec))
+    shard = Shard(spec, index, index, wide, cache_tokens=PAGE)  # ROWS fit into one
     return probe(shard, index, index, root)
 
 
 def check_beacon(shard: Shard, unit: str, root: bytes, expected: bytes) -> None:
     """Raise IntegrityError unless a loaded unit computes what its beacon says. An empty beacon says nothing."""
     index = shard.spec.units.index(unit)
-    if expected and not (apart := difference(expected, probe(shard, index, index, root))) <= TOLERANCE[shard.dtype]:
+    dtype = shard.precision.dtype
+    if expected and not (apart := difference(expected, probe(shard, index, index, root))) <= TOLERANCE[dtype]:
         raise IntegrityError(
             f"unit {unit} computes something else than its publisher did: its beacon is off by {apart:.2g}, "
-            f"where {shard.dtype} may be off by {TOLERANCE[shard.dtype]:g}; its layers are not served here"
+            f"where {dtype} may be off by {TOLERANCE[dtype]:g}; its layers are not served here"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ async def test_liars_are_found_out_and_honest_peers_are_not(tmp_path: Path, auto
         for liar, lie in zip(liars, LIES.values(), strict=True):
             make_lie(liar, lie)
         await until(lambda: all(distrusted(judge, liar) for liar in liars))
-        await trio.sleep(1800)  # long after their time would have been up
+        await trio.sleep(150)  # after their time would have been up, twice
         assert all(distrusted(judge, liar) for liar in liars)
         assert not any(distrusted(judge, peer) for peer in honest)
         assert not any(distrusted(peer, judge) for peer in honest)
@@ -99,6 +100,35 @@ async def test_liars_are_found_out_and_honest_peers_are_not(tmp_path: Path, auto
         assert route_of(judge) <= trusted - {judge.service.network.peer_id}
         finished, _ = await ask(judge, GREEDY)
         assert {hop.peer for hop in finished.route} <= trusted
+
+
+async def test_who_refuses_to_be_asked_again_has_failed(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
+    async with open_swarm(tmp_path) as swarm:
+        judge = await swarm.start(0)
+        liar = await swarm.start(1, bootstrap=judge)
+        await publish(judge, checkpoint)
+        await until(lambda: judge.service.stage.loaded and liar.service.stage.loaded)
+        make_lie(liar, LIES["noise"])
+        asked, real = 0, real_summary(liar)
+
+        async def once(_loaded: object, question: Challenge, _peer: object) -> bytes:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                raise Refused("busy; ask again later")
+            summary: bytes = await real(_loaded, question, _peer)
+            return summary
+
+        monkeypatch.setattr(liar.service.challenger, "_compute_summary", once)
+        await until(lambda: distrusted(judge, liar))
+        assert asked > 1
+
+
+def real_summary(member: Member) -> Any:
+    return member.service.challenger._compute_summary
 
 
 async def test_nothing_runs_through_a_liar_even_where_nobody_else_serves(
@@ -173,5 +203,5 @@ async def test_challenges_are_bounded_and_never_run_while_sessions_wait(
             await rpc.call(network, there, CHALLENGE, question)
         with pytest.raises(ProtocolViolation):
             await peer.service.challenger.answer(network.peer_id, question_for(peer, 0, LONGEST))
-        assert shard_of(peer).free_tokens() == shard_of(peer)._free
+        assert shard_of(peer)._pool.free == shard_of(peer)._pool.pages
         assert not shard_of(peer)._sessions

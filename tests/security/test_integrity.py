@@ -122,3 +122,31 @@ async def test_a_unit_whose_beacon_is_off_is_never_served(
         assert any("layer.1 computes something else" in record.message for record in caplog.records)
         (model,) = node.service.library.models()
         assert node.service.library.stored(model) == frozenset(range(6)), "the bytes are right: they stay"
+
+
+async def test_a_running_node_that_verifies_itself_finds_tampering_and_loads_again(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with published(tmp_path) as (node, model):
+        assert await node.service.verify() == model.units
+        assert node.service.stage.loaded is not None
+        tampered = node.service.stage.loaded.shard
+        tampered._layers[1]._attention_norm._weight.data[3] += 0.1
+        with pytest.raises(IntegrityError, match=r"layer\.1"):
+            await node.service.verify()
+        assert node.service.stage.loaded is None
+        await until(lambda: node.service.stage.loaded is not None)
+        assert await node.service.verify() == model.units
+
+
+async def test_a_node_that_verifies_itself_finds_a_blob_that_the_disk_changed(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with published(tmp_path) as (node, model):
+        path = node.service.exchange.blobs.path(model.layers[3])
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(IntegrityError):
+            await node.service.verify()
+        assert not node.service.exchange.blobs.has(model.layers[3])

@@ -68,8 +68,8 @@ async def meet(one: Network, other: Network) -> None:
     await eventually(lambda: one.peer_id in other.neighbours())
 
 
-async def eventually(condition: Callable[[], bool], *, within: float = 10) -> None:
+async def eventually(condition: Callable[[], bool], *, within: float = 10, every: float = 0.01) -> None:
     """Wait until a condition holds; raise trio.TooSlowError if it does not within so many seconds."""
     with trio.fail_after(within):
         while not condition():
-            await trio.sleep(0.01)
+            await trio.sleep(every)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from blyan_node.inference.messages import Heartbeat, Held
 
 
-def heartbeat(peer: str, sequence: int, *held: Held, layer_us: int = 1000, queue: int = 0) -> Heartbeat:
+def heartbeat(peer: str, sequence: int, *held: Held, layer_us: int = 1000, queue: int = 0, price: int = 0) -> Heartbeat:
     """A heartbeat of a peer that holds what is given."""
     return Heartbeat(
         network=bytes(32),
@@ -17,7 +17,7 @@ def heartbeat(peer: str, sequence: int, *held: Held, layer_us: int = 1000, queue
         layer_us=layer_us,
         free_tokens=10_000,
         queue=queue,
-        price=0,
+        price=price,
         cut=0,
         height=0,
     )

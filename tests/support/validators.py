@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -135,8 +136,18 @@ class Node:
 class Group:
     """The nodes of one network that run now, by number."""
 
-    def __init__(self, nursery: trio.Nursery, folder: Path, validators: int, hub: MemoryHub, rng: random.Random):
-        self._nursery, self.folder, self.hub, self._random = nursery, folder, hub, rng
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        folder: Path,
+        validators: int,
+        hub: MemoryHub,
+        rng: random.Random,
+        *,
+        loss: float = 0,
+    ) -> None:
+        """``loss`` is the share of gossip that does not arrive."""
+        self._nursery, self.folder, self.hub, self._random, self._loss = nursery, folder, hub, rng, loss
         self.genesis, self.witness = genesis_of(validators), Witness()
         self.nodes: dict[int, Node] = {}
         self._starts = Counter[int]()
@@ -158,6 +169,7 @@ class Group:
             with trio.CancelScope() as scope:
                 async with self.hub.open(secret(number), listen=address_of(number)) as network:
                     self.witness.listen(network)
+                    self._lose(network)
                     with Replica.open(self.folder / f"chain{number}", self.genesis) as replica:
                         if votes_are_lost:
                             replica.finals.set_abstain(None)
@@ -179,6 +191,15 @@ class Group:
         submissions = Submissions(network, peers, replica, Mempool(self.genesis.network), key)
         author, accuser = Author(relay, submissions, key), Accuser(relay, finality, submissions, key.address)
         return Node(number, key, network, replica, relay, finality, submissions, author, accuser, peers, scope)
+
+    def _lose(self, network: Network) -> None:
+        hear = network.hear  # type: ignore[attr-defined]
+
+        def heard(*message: Any) -> None:
+            if self._random.random() >= self._loss:
+                hear(*message)
+
+        network.hear = heard  # type: ignore[attr-defined]
 
     def _known(self) -> list[int]:
         return sorted({*self._starts, *range(len(self.genesis.validators))})

@@ -30,6 +30,7 @@ from blyan_node.relay.messages import (
 from tests.integration.test_relay import Peer, peers
 from tests.support.chains import NETWORK
 from tests.support.network import eventually, secret
+from tests.support.validators import Node
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Villain:
     """A neighbour that answers as a test says, and counts what it is asked."""
 
     network: Network
-    victim: Peer
+    victim: Peer | Node
     status: Status = field(default_factory=lambda: Status(NETWORK, 0, 0, NETWORK, 0, (NETWORK,)))
     asked: dict[str, int] = field(default_factory=dict)
 
@@ -64,10 +65,10 @@ class Villain:
         await self.network.connect(self.victim.network.addresses()[0])
 
     async def tell(self, status: Status | None = None) -> Status:
-        return await rpc.call(self.network, self.victim.id, STATUS, status or self.status)
+        return await rpc.call(self.network, self.victim.network.peer_id, STATUS, status or self.status)
 
     def is_out(self) -> bool:
-        return self.victim.id not in self.network.neighbours()
+        return self.victim.network.peer_id not in self.network.neighbours()
 
     def points(self) -> float:
         """What the victim holds against it."""

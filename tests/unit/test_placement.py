@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blyan_node.inference.messages import LOADING, SERVING, Held
-from blyan_node.inference.placement import Demand, Range, choose, coverage, rank, should_move, windows
+from blyan_node.inference.placement import Demand, Proven, Range, choose, holdings, rank, should_move, windows
 from blyan_node.inference.swarm import SwarmView
 from tests.support.swarm import heartbeat
 
 MODEL, VERSION = bytes(32), bytes([1] * 32)
 LAYER = 14
+HELD = Held(MODEL, VERSION, 10, 20, SERVING)
 DEMAND = Demand(MODEL, VERSION, (113, *[LAYER] * 30, 1), shared=113)
 
 
@@ -61,14 +62,53 @@ def test_of_two_that_want_the_same_the_first_in_rank_keeps_its_choice() -> None:
 
 
 def test_a_gap_is_filled_by_one_that_is_spare_and_by_no_other() -> None:
-    # carol and dave hold the same; whoever is first in rank of the two goes, the other stays.
+    # carol and dave hold the same, and both would go; once both have said so, neither may leave before the other stays.
     claims = [("alice", 0, 9, SERVING), ("carol", 10, 20, SERVING), ("dave", 10, 20, SERVING)]
-    movers = [
-        peer
+    movers = {
+        peer: should_move(DEMAND, Range(first, last), view_of(*claims), 260, 1000, 0.0, me=peer)
         for peer, first, last, _ in claims
-        if should_move(DEMAND, Range(first, last), view_of(*claims), 260, 1000, 0.0, me=peer)
-    ]
-    assert movers == [min(("carol", "dave"), key=lambda peer: rank(peer, MODEL))]
+    }
+    assert movers == {"alice": None, "carol": Range(21, 31), "dave": Range(21, 31)}
+    for peer, other in (("carol", "dave"), ("dave", "carol")):
+        view = view_of(*claims[:1])
+        view.observe(heartbeat(peer, 2, HELD), 0.0)
+        view.observe(heartbeat(other, 2, HELD, Held(MODEL, VERSION, 21, 31, LOADING)), 0.0)
+        assert should_move(DEMAND, Range(10, 20), view, 260, 1000, 0.0, me=peer) is None
+
+
+def test_a_node_leaves_only_what_somebody_has_proven_to_serve() -> None:
+    claims = [("alice", 0, 9, SERVING), ("carol", 10, 20, SERVING), ("dave", 10, 20, SERVING)]
+
+    def move(proven: Proven) -> Range | None:
+        return should_move(DEMAND, Range(10, 20), view_of(*claims), 260, 1000, 0.0, me="carol", proven=proven)
+
+    assert move(lambda peer, unit: peer == "dave") == Range(21, 31)
+    assert move(lambda peer, unit: peer == "dave" and unit != 15) is None
+
+
+def test_what_a_distrusted_peer_claims_is_a_gap() -> None:
+    claims = [("alice", 0, 15, SERVING), ("liar", 16, 31, SERVING)]
+    span = choose(DEMAND, view_of(*claims), 330, 1000, 0.0, me="bob", trusts=lambda peer: peer != "liar")
+    assert span is not None
+    assert span.first == 16
+
+
+def test_where_all_is_covered_the_busiest_part_gets_help() -> None:
+    view = SwarmView()
+    for twin in "ab":
+        view.observe(heartbeat(f"fast {twin}", 1, Held(MODEL, VERSION, 0, 15, SERVING), layer_us=100), 0.0)
+        view.observe(heartbeat(f"slow {twin}", 2, Held(MODEL, VERSION, 16, 31, SERVING), layer_us=2000), 0.0)
+    span = choose(DEMAND, view, 330, 500, 0.0, me="me")
+    assert span is not None
+    assert span.last > 20, "it can give all its time to what is slow"
+    view.observe(heartbeat("spare", 3, Held(MODEL, VERSION, 0, 15, SERVING), layer_us=500), 0.0)
+    target = should_move(DEMAND, Range(0, 15), view, 330, 500, 0.0, me="spare")
+    assert target is not None
+    assert target.last > 20
+    view.observe(heartbeat("newcomer", 4, Held(MODEL, VERSION, 20, 25, LOADING)), 0.0)
+    assert should_move(DEMAND, Range(0, 15), view, 330, 500, 0.0, me="spare") is None, (
+        "it waits to see what that changes"
+    )
 
 
 def test_nobody_moves_where_all_is_covered_or_nobody_is_spare() -> None:
@@ -87,4 +127,4 @@ def test_a_range_that_somebody_is_loading_is_no_gap() -> None:
 @pytest.mark.parametrize("state", [LOADING, SERVING])
 def test_expired_claims_do_not_count(state: int) -> None:
     view = view_of(("alice", 0, 31, state))
-    assert coverage(DEMAND, view, 100.0, me="bob", intents="all") == [0.0] * 32
+    assert holdings(DEMAND, view, 100.0, me="bob") == {}

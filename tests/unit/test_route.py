@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from blyan_node.errors import ModelUnavailable
 from blyan_node.inference.messages import LOADING, SERVING, Held, Leg
-from blyan_node.inference.route import Measurements, plan
+from blyan_node.inference.route import Measurements, mend, plan
 from blyan_node.inference.swarm import SwarmView
 from tests.support.swarm import heartbeat
 
@@ -16,8 +16,11 @@ MODEL, VERSION = bytes(32), bytes([1] * 32)
 UNITS = ("embed", *(f"layer.{index}" for index in range(6)), "head")
 
 
-def route(view: SwarmView, measurements: Measurements | None = None, now: float = 0.0) -> tuple[Leg, ...]:
-    return plan(view, MODEL, VERSION, UNITS, measurements or Measurements(), me="me", now=now)
+def route(
+    view: SwarmView, measurements: Measurements | None = None, now: float = 0.0, max_price: int | None = None
+) -> tuple[Leg, ...]:
+    view = fresh(view, now)
+    return plan(view, MODEL, VERSION, UNITS, measurements or Measurements(), me="me", now=now, max_price=max_price)
 
 
 def serving(*claims: tuple[str, int, int], layer_us: dict[str, int] | None = None, state: int = SERVING) -> SwarmView:
@@ -55,6 +58,47 @@ def test_a_peer_that_failed_is_avoided_for_a_while_and_used_where_nobody_else_ca
     assert route(view, measured, now=3.0)[0].peer == "a"
 
 
+def test_an_overloaded_peer_is_routed_around() -> None:
+    view = SwarmView()
+    view.observe(heartbeat("busy", 1, Held(MODEL, VERSION, 0, 7, SERVING), queue=100), 0.0)
+    view.observe(heartbeat("idle", 1, Held(MODEL, VERSION, 0, 7, SERVING), layer_us=3000), 0.0)
+    assert route(view) == (Leg("idle", 0, 7),)
+
+
+def test_an_overpriced_peer_is_routed_around_and_never_used() -> None:
+    view = SwarmView()
+    view.observe(heartbeat("dear", 1, Held(MODEL, VERSION, 0, 7, SERVING), layer_us=10, price=8), 0.0)
+    view.observe(heartbeat("fair", 1, Held(MODEL, VERSION, 0, 7, SERVING), price=7), 0.0)
+    assert route(view)[0].peer == "dear"
+    assert route(view, max_price=7) == (Leg("fair", 0, 7),)
+    with pytest.raises(ModelUnavailable, match=r"at 6 nano-BLY or less embed\.\.head"):
+        route(view, max_price=6)
+    own = plan(view, MODEL, VERSION, UNITS, Measurements(), me="dear", now=0.0, max_price=0)
+    assert own == (Leg("dear", 0, 7),), "what a node asks of others, it does not ask of itself"
+
+
+def test_a_lying_peer_is_not_used_for_a_while_that_grows_not_even_where_nobody_else_serves() -> None:
+    view, measured = serving(("liar", 0, 7), ("b", 0, 3)), Measurements()
+    assert route(view, measured) == (Leg("liar", 0, 7),)
+    measured.standing.failed("liar", now=0.0)
+    measured.succeeded("liar")  # sessions with wrong text go well
+    with pytest.raises(ModelUnavailable, match=r"layer\.3\.\.head"):
+        route(view, measured)
+    assert route(view, measured, now=61.0)
+    measured.standing.failed("liar", now=61.0)
+    with pytest.raises(ModelUnavailable):
+        route(view, measured, now=180.0)
+    assert route(view, measured, now=182.0)
+
+
+def fresh(view: SwarmView, now: float) -> SwarmView:
+    """The same peers, heard now."""
+    again = SwarmView()
+    for seen in view._seen.values():
+        again.observe(seen.heartbeat, now)
+    return again
+
+
 def test_missing_units_are_named() -> None:
     with pytest.raises(ModelUnavailable, match=r"layer\.3\.\.head"):
         route(serving(("a", 0, 3)))
@@ -76,3 +120,49 @@ def test_a_route_covers_every_unit_once_in_order_or_units_are_missing(spans: lis
     assert [unit for leg in legs for unit in range(leg.first, leg.last + 1)] == list(range(len(UNITS)))
     held = {peer: (first, last) for peer, first, last in claims}
     assert all(held[leg.peer][0] <= leg.first <= leg.last <= held[leg.peer][1] for leg in legs)
+
+
+def mended(view: SwarmView, legs: tuple[Leg, ...], *lost: str, measured: Measurements | None = None) -> object:
+    return mend(legs, lost, view, MODEL, VERSION, measured or Measurements(), me="me", now=0.0)
+
+
+OLD = (Leg("a", 0, 2), Leg("b", 3, 5), Leg("c", 6, 7))
+
+
+def test_only_the_lost_range_is_planned_anew() -> None:
+    view = serving(("d", 0, 7))  # the survivors need not even be in view
+    assert mended(view, OLD, "a") == (Leg("d", 0, 2), Leg("b", 3, 5), Leg("c", 6, 7))
+    assert mended(view, OLD, "b") == (Leg("a", 0, 2), Leg("d", 3, 5), Leg("c", 6, 7))
+    assert mended(view, OLD, "c") == (Leg("a", 0, 2), Leg("b", 3, 5), Leg("d", 6, 7))
+    assert mended(view, OLD, "a", "b") == (Leg("d", 0, 5), Leg("c", 6, 7))
+    assert mended(view, OLD) == OLD
+
+
+def test_several_may_fill_a_gap_but_nobody_two() -> None:
+    view = serving(("d", 0, 3), ("e", 4, 5))
+    assert mended(view, OLD, "b") == (Leg("a", 0, 2), Leg("d", 3, 3), Leg("e", 4, 5), Leg("c", 6, 7))
+    assert mended(serving(("d", 0, 7)), OLD, "a", "c") is None
+    assert mended(serving(("a", 0, 7), ("c", 0, 7)), OLD, "b") is None
+
+
+def test_a_lost_peer_takes_its_range_again_only_where_nobody_else_can() -> None:
+    assert mended(serving(("b", 3, 5)), OLD, "b") == OLD
+    slow = serving(("b", 3, 5), ("d", 0, 7), layer_us={"d": 10**6})
+    assert mended(slow, OLD, "b") == (Leg("a", 0, 2), Leg("d", 3, 5), Leg("c", 6, 7))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=8),
+    st.sets(st.sampled_from(["a", "b", "c"]), min_size=1),
+)
+def test_a_mended_route_keeps_the_survivors_and_covers_every_unit_once(
+    spans: list[tuple[int, int]], lost: set[str]
+) -> None:
+    view = serving(*((f"p{index}", min(span), max(span)) for index, span in enumerate(spans)))
+    legs = mend(OLD, lost, view, MODEL, VERSION, Measurements(), me="me", now=0.0)
+    if legs is None:
+        return
+    assert [unit for leg in legs for unit in range(leg.first, leg.last + 1)] == list(range(len(UNITS)))
+    assert len({leg.peer for leg in legs}) == len(legs)
+    assert [leg for leg in OLD if leg.peer not in lost] == [leg for leg in legs if leg in OLD]

@@ -12,7 +12,7 @@ from blyan_node import codec
 from blyan_node.chain.keys import Key, digest
 from blyan_node.errors import ModelUnavailable, RuleError
 from blyan_node.inference.messages import LOADING, SERVING, Held, Leg, Signed, Stored
-from blyan_node.inference.placement import Demand, Range, choose, coverage, should_move
+from blyan_node.inference.placement import Demand, Range, choose, holdings, should_move
 from blyan_node.inference.route import Measurements, plan
 from blyan_node.inference.swarm import DOMAIN, LIFETIME, MAX_PEERS, MEMORY, SwarmView, bits_of, sign, verify
 from blyan_node.p2p.identity import peer_id_of
@@ -74,7 +74,7 @@ def test_a_range_beyond_the_model_is_no_claim(first: int, last: int) -> None:
     view = SwarmView()
     view.observe(heartbeat("liar", 1, held(first, last)), 0.0)
     assert view.missing(MODEL, VERSION, 4, 0.0) == [0, 1, 2, 3]
-    assert coverage(DEMAND, view, 0.0, me=PeerId("me"), intents="all") == [0.0] * 4
+    assert holdings(DEMAND, view, 0.0, me=PeerId("me")) == {}
     with pytest.raises(ModelUnavailable):
         plan(view, MODEL, VERSION, UNITS, Measurements(), me=PeerId("me"), now=0.0)
     view.observe(heartbeat("good", 1, held(0, 3)), 0.0)

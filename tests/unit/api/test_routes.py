@@ -10,7 +10,7 @@ import trio
 
 from blyan_node.api.body import MAX_BODY
 from blyan_node.api.serve import api_url, open_api_listener
-from blyan_node.errors import AlreadyRunning, CheckpointError, ConfigError, GenerationFailed
+from blyan_node.errors import AlreadyRunning, CheckpointError, ConfigError, GenerationFailed, IntegrityError
 from blyan_node.inference.generation import Progress
 from tests.support.api import TOKEN, served
 from tests.support.service import ScriptedService
@@ -234,6 +234,38 @@ async def test_bad_parameters_are_named() -> None:
         assert nan.status_code == 400
 
 
+BAD_COMPLETIONS = [
+    ({}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": ["a", "b"]}, "prompt"),
+    ({"prompt": [1, 2]}, "prompt"),
+    ({"prompt": "a", "n": 2}, "n"),
+    ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ({"prompt": "a", "logprobs": 5}, "logprobs"),
+    ({"prompt": "a", "seed": 1.5}, "seed"),
+    ({"prompt": "a", "messages": []}, "messages"),
+]
+
+
+async def test_bad_parameters_of_completions_are_named() -> None:
+    async with served() as api:
+        for body, param in BAD_COMPLETIONS:
+            response = await api.client.post("/v1/completions", json=body)
+            assert (response.status_code, error_of(response)["param"]) == (400, param), body
+        assert api.service.asked == []
+
+
+async def test_whole_numbers_may_be_written_with_a_point() -> None:
+    async with served() as api:
+        body = {"prompt": ["a"], "max_tokens": 5.0, "seed": 2.0, "n": 1.0}
+        assert (await api.client.post("/v1/completions", json=body)).status_code == 200
+        (asked,) = api.service.asked
+        assert (asked.prompt, asked.max_tokens, asked.sampling.seed) == ("a", 5, 2)
+
+
 async def test_accepted_forms() -> None:
     async with served() as api:
         body = {
@@ -351,3 +383,14 @@ async def test_garbage_on_the_port() -> None:
                 pass
             await stream.aclose()
         assert (await api.client.get("/status")).status_code == 200
+
+
+async def test_verify_names_what_is_served_or_what_is_damaged() -> None:
+    async with served() as api:
+        answer = await api.client.post("/models/verify", json={})
+        assert answer.json() == {"verified": ["embed", "layer.0", "head"]}
+        api.service.before = IntegrityError("layer.0 changed")
+        answer = await api.client.post("/models/verify", json={})
+        assert answer.status_code == 422
+        assert answer.json()["error"]["code"] == "damaged_weights"
+        assert "layer.0" in answer.json()["error"]["message"]
