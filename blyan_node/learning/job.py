@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from blyan_node.errors import LocalError, StoreError
+from blyan_node.errors import LocalError, RequestError, StoreError
 from blyan_node.model.delta import ATOL
 
 MAX_LINE = 4096
@@ -30,7 +30,7 @@ class Job:
     """What is to be done. ``blobs`` maps every unit of the model to its verified safetensors file.
 
     ``steps`` bounds what ``epochs`` ask for; ``window`` is in tokens, ``rank`` 0 trains whole layers; a checkpoint is
-    written every ``checkpoint_every`` steps.
+    written every ``checkpoint_every`` steps. Raises RequestError where one of these counts is below 1.
     """
 
     spec: str
@@ -47,6 +47,11 @@ class Job:
     seed: int = 0
     atol: float = ATOL
     checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch", "window", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name} is {getattr(self, name)}, and has to be at least 1", param=name)
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,11 @@ class Jobs:
         """Start to train the named layers on a text or JSONL file; return the job's id.
 
         ``options`` are those fields of :class:`Job` that have a default. Raises RequestError for layers that the model
-        has not, Overloaded where too many jobs wait.
+        has not and counts below 1, Overloaded where too many jobs wait.
         """
         wanted = sorted(set(layers))
         if not wanted or not 0 <= wanted[0] <= wanted[-1] < model.spec.layers:
             raise RequestError(f"the model has layers 0..{model.spec.layers - 1}; name some of them", param="layers")
-        if epochs < 1:
-            raise RequestError("training takes at least one epoch", param="epochs")
         if sum(job.end is None for job in self._jobs.values()) >= MAX_OPEN:
             raise Overloaded(f"{MAX_OPEN} training jobs are open already; cancel one or wait")
         blobs = {unit: str(path) for unit, path in model.blobs.items()}
@@ -125,12 +123,12 @@ class Jobs:
         return tuple(self._jobs.values())
 
     def cancel(self, id: str) -> None:
-        """End a job that runs or waits, for good. Raises RequestError where there is none of that id."""
+        """End a job that runs or waits, for good; one that runs ends soon. Raises RequestError for an unknown id."""
         job = self.job(id)
-        if job.end is None:
-            write_whole(self._place(id).result, show_event(Failed(CANCELLED)).encode())
-            self._end(job, Failed(CANCELLED))
+        if job.state is State.RUNNING:
             job.scope.cancel()
+        elif job.end is None:
+            self._cancelled(job)
 
     def _place(self, id: str) -> Place:
         return Place(self._directory / id)
@@ -150,6 +148,10 @@ class Jobs:
         job.end, job.state = end, State.DONE if isinstance(end, Result) else State.FAILED
         job.ended.set()
 
+    def _cancelled(self, job: Running) -> None:
+        write_whole(self._place(job.id).result, show_event(Failed(CANCELLED)).encode())
+        self._end(job, Failed(CANCELLED))
+
     async def _run(self) -> None:
         while True:
             if (job := next((job for job in self._jobs.values() if job.end is None), None)) is None:
@@ -158,8 +160,13 @@ class Jobs:
                 continue
             with job.scope:
                 job.state = State.RUNNING
-                code = await self._train(job)
-                self._end(job, self._written_end(job) or self._crashed(job, code))
+                try:
+                    code = await self._train(job)
+                    self._end(job, self._written_end(job) or self._crashed(job, code))
+                except (LocalError, OSError) as error:
+                    self._end(job, Failed(str(error)))
+            if job.scope.cancelled_caught:  # not before its process is gone, which might still write its own end
+                self._cancelled(job)
 
     async def _train(self, job: Running) -> int:
         """Run the process to its end, taking its progress; whoever leaves early takes the process along."""
@@ -187,7 +194,7 @@ class Jobs:
             if len(rest) > MAX_LINE:
                 raise LocalError(f"training job {job.id} says a line of more than {MAX_LINE} bytes")
             for line in lines:
-                event = read_event(line.decode())
+                event = read_event(line.decode(errors="replace"))
                 if isinstance(event, Progress):
                     job.curve = [*job.curve[-MAX_CURVE:], event]
 

@@ -121,8 +121,9 @@ async def test_what_cannot_be_trained_is_refused_at_once(
         for layers in ([], [3], [-1, 0]):
             with pytest.raises(RequestError, match=r"layers 0\.\.2"):
                 jobs.submit_training_job(model, text, layers)
-        with pytest.raises(RequestError, match="epoch"):
-            jobs.submit_training_job(model, text, [0], epochs=0)
+        for name in ("epochs", "steps", "batch", "window", "checkpoint_every"):
+            with pytest.raises(RequestError, match=name):
+                jobs.submit_training_job(model, text, [0], **{name: 0})
         with pytest.raises(RequestError, match="no training job"):
             jobs.cancel("nosuch")
         monkeypatch.setattr(jobs_module, "MAX_OPEN", 0)
@@ -130,6 +131,32 @@ async def test_what_cannot_be_trained_is_refused_at_once(
             jobs.submit_training_job(model, text, [0])
         node.cancel_scope.cancel()
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("said", ["junk", "x" * 5000, ""])
+async def test_a_process_that_talks_nonsense_fails_its_job_and_nothing_else(
+    model: LocalModel, text: Path, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho '{said}'\necho 'out of memory' >&2\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(jobs_module.sys, "executable", str(program))
+    jobs = Jobs(tmp_path / "jobs", nursery)
+    for _ in range(2):
+        with pytest.raises(LocalError, match=r"not JSON|more than"):
+            await jobs.wait_for_job(jobs.submit_training_job(model, text, [0]), PATIENCE)
+
+
+async def test_a_process_that_dies_without_a_word_is_told_by_its_last_line(
+    model: LocalModel, text: Path, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho 'out of memory' >&2\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(jobs_module.sys, "executable", str(program))
+    jobs = Jobs(tmp_path / "jobs", nursery)
+    with pytest.raises(LocalError, match="ended with 3: out of memory"):
+        await jobs.wait_for_job(jobs.submit_training_job(model, text, [0]), PATIENCE)
 
 
 @pytest.mark.parametrize(
