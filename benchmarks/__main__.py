@@ -8,7 +8,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("chain", "finality", "propagation", "heal", "catchup", "wire", "model", "delta", "daemons")
+ALL = (
+    "chain", "finality", "propagation", "heal", "catchup", "wire", "model", "quality", "delta", "daemons", "failover",
+)  # fmt: skip
 
 
 def main() -> int:

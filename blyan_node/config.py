@@ -122,6 +122,8 @@ REACHABLE = matching(_ADDRESS + r"(/p2p/[A-Za-z0-9]+)?", "a multiaddr such as /d
 PEER = matching(
     _ADDRESS + r"/p2p/[A-Za-z0-9]+", "a multiaddr with a peer id, such as /ip4/10.0.0.1/tcp/4001/p2p/16Uiu2…"
 )
+SITE = matching(r"https?://[A-Za-z0-9.:\[\]-]+", "the origin of the API as browsers see it: https://node.example")
+WALLET = matching(r"any|none|0x[0-9a-fA-F]{40}", "an address (0x and 40 hex digits), or just any or none")
 NETWORK = matching(r"[0-9a-f]{64}", "the id of a network, 64 hex digits")
 CHECKPOINT = matching(r"[0-9]{1,18}:[0-9a-f]{64}", "a final cut, its number and id: 1200:9f3c… (64 hex digits)")
 MODEL = matching(r"\S[^,]*", "the name or id of a model")
@@ -157,13 +159,22 @@ class NodeConfig:
     api_host: str = _setting(HOST, "127.0.0.1", "address that the HTTP API listens on")
     api_port: int = _setting(integer(0, 65535), 8645, "port of the HTTP API; 0 is chosen by the system")
     api_names: tuple[str, ...] = _setting(several(HOST), (), "host names, besides loopback, that the API answers to")
+    api_site: str | None = _setting(SITE, None, "origin that wallets sign in to; none: that of api_host and api_port")
+    wallets: tuple[str, ...] = _setting(several(WALLET), ("any",), "addresses that may sign in, or any, or none")
+    wallet_chain_id: int = _setting(integer(1, 10**17), 1, "chain id that wallets sign in with")
     requests_per_minute: int = _setting(integer(1, 1_000_000), 100, "requests that each API key may make in a minute")
+    public_chats_per_minute: int = _setting(integer(0, 1_000_000), 0, "chats in a minute for an address without a key")
+    concurrent: int = _setting(integer(1, 1024), 32, "answers that each API key may have under way")
     price_nano: int = _setting(integer(0, 10**15), 0, "price of one token, in 10^-9 BLY")
     memory_limit: int | None = _setting(SIZE, None, "most memory for weights and KV cache together")
     disk_limit: int | None = _setting(SIZE, None, "most disk space for weights")
     models: tuple[str, ...] = _setting(several(MODEL), (), "names or ids of the models to serve; none: all")
     device: str = _setting(DEVICE, "auto", "where layers run")
-    dtype: str = _setting(choice("auto", "float32", "bfloat16"), "auto", "what layers compute in")
+    dtype: str = _setting(
+        choice("auto", "float32", "bfloat16", "int8", "fp8"),
+        "auto",
+        "what weights are kept in; auto: bfloat16 where the device computes in it, else float32",
+    )
     threads: int = _setting(integer(1, 1024), 1, "threads that compute layers")
     context_limit: int | None = _setting(integer(16, 10_000_000), None, "most tokens in one session")
     log_level: str = _setting(choice("debug", "info", "warning", "error"), "info", "least severity that is logged")

@@ -18,12 +18,16 @@ import trio
 
 from blyan_node.api.app import create_app
 from blyan_node.api.auth import Access
+from blyan_node.api.keys import KeyFile
+from blyan_node.api.limits import Terms
 from blyan_node.api.serve import api_url, open_api_listener, serve_api
+from blyan_node.api.signin import SignIn
+from blyan_node.api.usage import Usage
 from blyan_node.canary import Canary
 from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.checkpoint import parse_checkpoint
 from blyan_node.chain.genesis import Genesis, load_genesis
-from blyan_node.chain.keys import Key, load_or_create_key, show_address, unused_mark
+from blyan_node.chain.keys import Key, load_or_create_key, parse_address, show_address, unused_mark
 from blyan_node.chain.mempool import Mempool
 from blyan_node.chain.replica import Replica
 from blyan_node.chain.restart import check_signatures
@@ -32,6 +36,7 @@ from blyan_node.chain_service import NodeChainService
 from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
 from blyan_node.errors import LocalError
+from blyan_node.inference import journal
 from blyan_node.inference.challenge import Challenger
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
@@ -115,7 +120,7 @@ def assemble(
     exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
     library = Library(replica, exchange, view, workers.disk, config.models)
     pipeline = Pipeline(network, peers)
-    stage = Stage(network, pipeline, workers.compute)
+    stage = Stage(network, pipeline, workers.compute, journal_limit=int(memory * journal.SHARE))
     heart = Heart(network, peers, key, view, replica.genesis.network)
     entry = Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context)
     standing = entry.measurements.standing
@@ -184,6 +189,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
         await nursery.start(node.pipeline.run)
         await nursery.start(node.stage.run)
         await nursery.start(node.heart.run, node.heartbeat)
+        nursery.start_soon(node.entry.run)
         await nursery.start(node.peers.run)
         await nursery.start(node.holder.run)
         await nursery.start(node.challenger.run)
@@ -193,8 +199,8 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
 async def _serve(node: NodeService, config: NodeConfig, data: DataDir, signals: AsyncIterator[int]) -> None:
     """Run the parts and the API until a signal comes, then let what is under way end."""
     listener = await open_api_listener(config.api_host, config.api_port)
-    access = Access(data.make_token(), frozenset(config.api_names))
-    app = create_app(node, access, requests_per_minute=config.requests_per_minute, price_nano=config.price_nano)
+    usage = Usage(data.api_usage)
+    app = create_app(node, _access(config, data, api_url(listener)), _terms(config), usage)
     async with trio.open_nursery() as parts:
         await parts.start(run_parts, node)
         stop = trio.Event()
@@ -212,8 +218,26 @@ async def _serve(node: NodeService, config: NodeConfig, data: DataDir, signals: 
                 while node.stage.seats or node.entry.sessions:  # noqa: ASYNC110 - two owners, no event in common
                     await trio.sleep(0.05)
             stop.set()
+        usage.save()
         parts.cancel_scope.cancel()
     log.info("stopped")
+
+
+def _access(config: NodeConfig, data: DataDir, url: str) -> Access:
+    """Who may use the API, which is reached at ``url`` from this machine. Raises LocalError, RuleError."""
+    wallets = [show_address(parse_address(wallet)) for wallet in config.wallets if wallet.startswith("0x")]
+    allowed = None if "any" in config.wallets else frozenset(wallets)
+    signin = SignIn(config.api_site or url, config.wallet_chain_id, allowed)
+    return Access(data.make_token(), KeyFile(data.api_keys), signin, frozenset(config.api_names))
+
+
+def _terms(config: NodeConfig) -> Terms:
+    return Terms(
+        requests_per_minute=config.requests_per_minute,
+        public_chats_per_minute=config.public_chats_per_minute,
+        concurrent=config.concurrent,
+        price_nano=config.price_nano,
+    )
 
 
 async def _unless_signalled(signals: AsyncIterator[int], work: Callable[[], Awaitable[T]]) -> T | None:

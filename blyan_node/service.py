@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from blyan_node import __version__
-from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
+from blyan_node.api.service import ModelInfo, ModelLayers, ModelStatus, PeerStatus, Status, UnitHolders
 from blyan_node.chain.catalog import ModelEntry
 from blyan_node.chain.keys import Key, show_address
 from blyan_node.chain_service import NodeChainService
@@ -179,6 +179,27 @@ class NodeService:
             served=tuple(served),
             coverage=tuple(coverage),
             complete=model.complete,
+        )
+
+    def layers(self) -> tuple[ModelLayers, ...]:
+        """Who holds what of each model, as far as this node hears."""
+        return tuple(self._layers(model) for model in self.relay.replica.catalog().models())
+
+    def _layers(self, model: ModelEntry) -> ModelLayers:
+        now = trio.current_time()
+        serving = self.view.serving(model.id, model.version, len(model.units), now)
+        return ModelLayers(
+            model=model.name,
+            id=model.id.hex(),
+            complete=model.complete,
+            units=tuple(
+                UnitHolders(
+                    name=name,
+                    served_by=tuple(seen.peer for seen, held in serving if held.first <= unit <= held.last),
+                    stored_by=tuple(self.view.storing(model.id, unit, now)),
+                )
+                for unit, name in enumerate(model.units)
+            ),
         )
 
     def heartbeat(self, sequence: int) -> Heartbeat:

@@ -38,12 +38,26 @@ async def read_json(scope: Scope, receive: Receive) -> Fields:
     if slow.cancelled_caught:
         raise ApiError(408, "request_timeout", f"the body did not arrive within {READ_TIMEOUT_S:.0f} s")
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_constant=_no_number)
+        if b"\\u" in body:
+            _check_text(value)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "invalid_json", f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ApiError(400, "invalid_json", "the body must be a JSON object")
     return Fields(value)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_text(value: Any) -> None:
+    """Refuse half a surrogate pair, which JSON can escape and UTF-8 cannot say: it would fail far from here."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a string holds half a surrogate pair") from error
 
 
 def _too_large() -> ApiError:
@@ -59,6 +73,11 @@ class Fields:
     def names(self) -> set[str]:
         """Fields that are present."""
         return set(self._values)
+
+    def only(self, *known: str) -> None:
+        """Refuse fields other than these."""
+        for name in sorted(self.names() - set(known)):
+            raise RequestError(f"the parameter {name} is not known here", param=name)
 
     def raw(self, name: str) -> Any:
         """A value as it came; None if absent."""
@@ -82,6 +101,8 @@ class Fields:
     def integer(self, name: str, least: int, most: int) -> int | None:
         """A whole number within bounds, inclusive."""
         value = self._values.get(name)
+        if type(value) is float and value.is_integer():
+            value = int(value)  # JSON knows only numbers: 5.0 is 5, and some clients write it so
         if value is not None and (type(value) is not int or not least <= value <= most):
             raise RequestError(f"{name} must be a whole number from {least} to {most}", param=name)
         return value

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from blyan_node.api.body import read_json
@@ -23,8 +22,22 @@ from blyan_node.api.chain_json import (
     validators_json,
 )
 from blyan_node.api.chain_service import ChainService
-from blyan_node.api.endpoints import asked, plain, route
+from blyan_node.api.endpoints import JSON, Endpoint, Parameter, asked, plain
 from blyan_node.api.errors import ApiError
+from blyan_node.api.schemas import (
+    ADDRESS,
+    BALANCE,
+    BLOCK,
+    BLOCKS,
+    CUTS,
+    ID,
+    MOVEMENTS,
+    NETWORK,
+    STANDING,
+    SUBMIT_REQUEST,
+    SUBMITTED,
+    VALIDATORS,
+)
 from blyan_node.chain.block import CHAINS
 from blyan_node.chain.keys import parse_address
 from blyan_node.chain.records import MAX_ARGUMENTS, Record
@@ -42,19 +55,115 @@ _ID = r"([0-9a-fA-F]{64})"
 T = TypeVar("T")
 
 
-def chain_routes(service: ChainService) -> list[Route]:
-    """Routes over the chain."""
+_LIMIT = Parameter(
+    "limit", "entries of a page", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
+)
+
+
+def _after_parameter(form: str) -> Parameter:
+    return Parameter("after", "next of the page before", {"type": "string", "pattern": f"^{form}$"})
+
+
+_ID_PARAMETER = Parameter("id", "64 hex digits", ID)
+
+
+def chain_endpoints(service: ChainService) -> tuple[Endpoint, ...]:
+    """Endpoints over the chain."""
     chain = _Chain(service)
-    return [
-        route("/chain/{chain}/blocks", GET=asked(chain.blocks)),
-        route("/blocks/{id}", GET=asked(chain.block)),
-        route("/cuts", GET=asked(chain.cuts)),
-        route("/balance/{address}", GET=asked(chain.balance)),
-        route("/transactions", GET=asked(chain.transactions), POST=_Submit(service)),
-        route("/transactions/{id}", GET=asked(chain.transaction)),
-        route("/validators", GET=plain(lambda: validators_json(service.validators()))),
-        route("/network", GET=plain(lambda: network_json(service.network()))),
-    ]
+    return (
+        Endpoint(
+            "GET",
+            "/chain/{chain}/blocks",
+            asked(chain.blocks),
+            "Blocks of a chain, newest first",
+            "read",
+            {JSON: BLOCKS},
+            parameters=(
+                Parameter("chain", "meta, parameters or transactions", {"enum": list(CHAINS)}),
+                _LIMIT,
+                _after_parameter(rf"{_NUMBER}\.{_ID}"),
+            ),
+            errors=(404,),
+        ),
+        Endpoint(
+            "GET",
+            "/blocks/{id}",
+            asked(chain.block),
+            "A block with its records",
+            "read",
+            {JSON: BLOCK},
+            parameters=(_ID_PARAMETER,),
+            errors=(404,),
+        ),
+        Endpoint(
+            "GET",
+            "/cuts",
+            asked(chain.cuts),
+            "Final cuts, newest first",
+            "read",
+            {JSON: CUTS},
+            parameters=(_LIMIT, _after_parameter(_NUMBER)),
+        ),
+        Endpoint(
+            "GET",
+            "/balance/{address}",
+            asked(chain.balance),
+            "What an address owns",
+            "read",
+            {JSON: BALANCE},
+            parameters=(Parameter("address", "with or without its checksum (EIP-55)", ADDRESS),),
+        ),
+        Endpoint(
+            "GET",
+            "/transactions",
+            asked(chain.transactions),
+            "Movements of an address, newest first",
+            "read",
+            {JSON: MOVEMENTS},
+            parameters=(
+                Parameter("address", "whose", ADDRESS, required=True),
+                _LIMIT,
+                _after_parameter(rf"{_NUMBER}\.{_NUMBER}"),
+            ),
+        ),
+        Endpoint(
+            "POST",
+            "/transactions",
+            _Submit(service),
+            "Hand in a signed record",
+            "send",
+            {JSON: SUBMITTED},
+            status=202,
+            body=SUBMIT_REQUEST,
+            errors=(502, 503),
+        ),
+        Endpoint(
+            "GET",
+            "/transactions/{id}",
+            asked(chain.transaction),
+            "Where a record stands",
+            "read",
+            {JSON: STANDING},
+            parameters=(_ID_PARAMETER,),
+            errors=(404,),
+        ),
+        Endpoint(
+            "GET",
+            "/validators",
+            plain(lambda: validators_json(service.validators())),
+            "Who decides what is final",
+            "read",
+            {JSON: VALIDATORS},
+        ),
+        Endpoint(
+            "GET",
+            "/network",
+            plain(lambda: network_json(service.network())),
+            "The network and its final state",
+            "read",
+            {JSON: NETWORK},
+        ),
+    )
 
 
 class _Chain:
@@ -114,8 +223,7 @@ class _Submit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         fields = await read_json(scope, receive)
         text = fields.needed_text("record", most=2 * MAX_RECORD)
-        if unknown := fields.names() - {"record"}:
-            raise ApiError(400, "unknown_parameter", f"not known here: {', '.join(sorted(unknown))}")
+        fields.only("record")
         try:
             record = _record(text)
             await self._service.submit(record)

@@ -1,14 +1,53 @@
-"""What routes are made of: endpoints by method, and plain ones that answer at once."""
+"""What an endpoint is: one row of the table that the router, the guard and the OpenAPI document are made from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+Schema = dict[str, Any]
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A value in the path (where its name stands in braces) or in the query."""
+
+    name: str
+    meaning: str
+    schema: Schema
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A method of a path: what answers it, who may ask, how requests are counted, and how it is documented.
+
+    ``scope`` None: no key is needed. ``bucket`` is ``health``, ``read`` or ``chat``, or ``page`` for what is not
+    counted; requests to ``generates`` run a generation, so they also count against quotas and concurrency.
+    ``answers`` has schemas by media type.
+    """
+
+    method: str
+    path: str
+    app: ASGIApp
+    summary: str
+    scope: str | None
+    answers: dict[str, Schema]
+    status: int = 200
+    bucket: str = "read"
+    generates: bool = False
+    parameters: tuple[Parameter, ...] = ()
+    body: Schema | None = None
+    errors: tuple[int, ...] = field(default=())
+    """Statuses besides those that follow from the rest."""
 
 
 class _ByMethod:
@@ -24,9 +63,12 @@ class _ByMethod:
         await self._methods[method](scope, receive, send)
 
 
-def route(path: str, **methods: ASGIApp) -> Route:
-    """A path, with the application that answers each method; others are refused."""
-    return Route(path, endpoint=_ByMethod(methods))
+def routes(endpoints: Iterable[Endpoint], guard: Callable[[Endpoint], ASGIApp]) -> list[Route]:
+    """Routes to all endpoints, each behind its guard; other methods are refused."""
+    paths: dict[str, dict[str, ASGIApp]] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method] = guard(endpoint)
+    return [Route(path, endpoint=_ByMethod(methods)) for path, methods in paths.items()]
 
 
 def plain(respond: Callable[[], object]) -> ASGIApp:

@@ -28,10 +28,18 @@ class ApiError(BlyanError):
     """An answer other than success, decided by the API itself."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after: float | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+        self.headers = headers or {}
 
 
 # The first class that matches decides: status, code, seconds after which trying again makes sense.
@@ -72,10 +80,10 @@ def error_body(error: BlyanError) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: BlyanError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_response(error: BlyanError) -> JSONResponse:
     """The whole answer to a request that failed."""
     told = explain(error)
-    headers = dict(headers or {})
+    headers = dict(told.headers)
     if told.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(told.retry_after))
     if told.status == 401:

@@ -1,24 +1,25 @@
-"""The routes that generate: OpenAI's chat completions and the network's own ``/chat``."""
+"""The routes that generate: OpenAI's completions and the network's own ``/chat``; and publishing a model."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from blyan_node.api.auth import Caller
 from blyan_node.api.body import read_json
-from blyan_node.api.errors import ApiError, error_body
-from blyan_node.api.requests import include_usage, read_chat, read_prompt
+from blyan_node.api.errors import error_body
+from blyan_node.api.metering import Meter
+from blyan_node.api.requests import include_usage, read_prompt
 from blyan_node.api.service import Service
+from blyan_node.api.shapes import Shape
 from blyan_node.api.streaming import Stream, while_connected
-from blyan_node.errors import BlyanError, GenerationFailed
-from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Started
+from blyan_node.errors import BlyanError
+from blyan_node.inference.generation import Finished, Generate, Hop, Piece, Started
 
 NANO = 10**9
 
@@ -26,25 +27,6 @@ NANO = 10**9
 def hops(route: tuple[Hop, ...]) -> list[dict[str, Any]]:
     """A route as JSON."""
     return [asdict(hop) for hop in route]
-
-
-@asynccontextmanager
-async def _opened(service: Service, request: Generate) -> AsyncIterator[tuple[Started, AsyncIterator[Event]]]:
-    """Open a generation up to its first event, so that what fails before it is answered with a plain error."""
-    async with service.generate(request) as events:
-        first = await anext(events)
-        if not isinstance(first, Started):
-            raise GenerationFailed("the generation ended before it began")
-        yield first, events
-
-
-async def _run(service: Service, request: Generate) -> tuple[Started, Finished]:
-    """Run a generation to its end."""
-    async with _opened(service, request) as (started, events):
-        async for event in events:
-            if isinstance(event, Finished):
-                return started, event
-    raise GenerationFailed("the generation ended without a result")
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -64,38 +46,37 @@ def _timing(finished: Finished) -> dict[str, Any]:
     }
 
 
-class ChatCompletions:
-    """``POST /v1/chat/completions``."""
+class Completions:
+    """``POST /v1/chat/completions`` or ``/v1/completions``, as the shape says."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, meter: Meter, shape: Shape) -> None:
+        self._meter, self._shape = meter, shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whole or as a stream."""
         fields = await read_json(scope, receive)
-        request, usage = read_chat(fields), include_usage(fields)
+        request, usage, caller = self._shape.read(fields), include_usage(fields), scope["caller"]
         if fields.flag("stream"):
-            await while_connected(receive, lambda: self._stream(request, usage, send))
+            await while_connected(receive, lambda: self._stream(request, usage, caller, send))
             return
-        done = await while_connected(receive, lambda: _run(self._service, request))
+        done = await while_connected(receive, lambda: self._meter.run(request, caller))
         if done is not None:
-            await JSONResponse(_completion(*done))(scope, receive, send)
+            await JSONResponse(self._whole(*done))(scope, receive, send)
 
-    async def _stream(self, request: Generate, usage: bool, send: Send) -> None:
-        stream = Stream(send, "text/event-stream; charset=utf-8")
-        base = {"id": _completion_id(), "object": "chat.completion.chunk", "created": int(time.time())}
-        text = ""
+    async def _stream(self, request: Generate, usage: bool, caller: Caller, send: Send) -> None:
+        shape, stream = self._shape, Stream(send, "text/event-stream; charset=utf-8")
+        base, text = self._base(shape.chunk), ""
         try:
-            async with _opened(self._service, request) as (started, events):
+            async with self._meter.opened(request, caller) as (started, events):
                 base["model"] = started.model
                 begin = {"route": hops(started.route), "prompt_tokens": started.prompt_tokens}
-                await stream.event(base | _delta({"role": "assistant", "content": ""}) | {"blyan": begin})
+                await stream.event(base | _choices(shape.first) | {"blyan": begin})
                 async for event in events:
                     if isinstance(event, Piece):
                         text += event.text
-                        await stream.event(base | _delta({"content": event.text}))
+                        await stream.event(base | _choices(shape.piece(event.text)))
                     elif isinstance(event, Finished):
-                        await stream.event(base | _delta({}, event.reason) | {"blyan": _timing(event)})
+                        await stream.event(base | _choices(shape.last, event.reason) | {"blyan": _timing(event)})
                         if usage:
                             counts = _usage(event.prompt_tokens, event.completion_tokens)
                             await stream.event(base | {"choices": [], "usage": counts})
@@ -109,38 +90,33 @@ class ChatCompletions:
             await stream.event(body)
         await stream.close()
 
+    def _whole(self, started: Started, finished: Finished) -> dict[str, Any]:
+        return {
+            **self._base(self._shape.whole),
+            "model": started.model,
+            **_choices(self._shape.choice(finished.text), finished.reason),
+            "usage": _usage(finished.prompt_tokens, finished.completion_tokens),
+            "blyan": _timing(finished),
+        }
 
-def _completion_id() -> str:
-    return "chatcmpl-" + secrets.token_hex(12)
+    def _base(self, kind: str) -> dict[str, Any]:
+        return {"id": self._shape.prefix + secrets.token_hex(12), "object": kind, "created": int(time.time())}
 
 
-def _delta(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
-
-
-def _completion(started: Started, finished: Finished) -> dict[str, Any]:
-    message = {"role": "assistant", "content": finished.text, "refusal": None}
-    return {
-        "id": _completion_id(),
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": started.model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finished.reason}],
-        "usage": _usage(finished.prompt_tokens, finished.completion_tokens),
-        "blyan": _timing(finished),
-    }
+def _choices(content: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, **content, "logprobs": None, "finish_reason": reason}]}
 
 
 class Chat:
     """``POST /chat`` {prompt, max_tokens, …}: text, and what it took."""
 
-    def __init__(self, service: Service, price_nano: int) -> None:
-        self._service, self._price_nano = service, price_nano
+    def __init__(self, meter: Meter, price_nano: int) -> None:
+        self._meter, self._price_nano = meter, price_nano
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = read_prompt(await read_json(scope, receive))
-        done = await while_connected(receive, lambda: _run(self._service, request))
+        done = await while_connected(receive, lambda: self._meter.run(request, scope["caller"]))
         if done is not None:
             await JSONResponse(self._answer(*done))(scope, receive, send)
 
@@ -173,8 +149,7 @@ class ImportModel:
         """Answer one request."""
         fields = await read_json(scope, receive)
         path, name = fields.needed_text("path", most=4096), fields.text("name", most=64)
-        if unknown := fields.names() - {"path", "name"}:
-            raise ApiError(400, "unknown_parameter", f"not known here: {', '.join(sorted(unknown))}")
+        fields.only("path", "name")
         await while_connected(receive, lambda: self._stream(path, name, send))
 
     async def _stream(self, path: str, name: str | None, send: Send) -> None:
@@ -199,6 +174,6 @@ class VerifyModel:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        await read_json(scope, receive)
+        (await read_json(scope, receive)).only()
         units = await self._service.verify()
         await JSONResponse({"verified": list(units)})(scope, receive, send)

@@ -9,15 +9,12 @@ from __future__ import annotations
 from importlib.resources import files
 
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from blyan_node.api.endpoints import route
+from blyan_node.api.endpoints import Endpoint
 
 SCRIPTS = ("api.js", "chain.js", "chat.js", "dom.js", "main.js", "swarm.js", "wallet.js")
 FILES = {"/": "index.html", "/page/style.css": "style.css"} | {f"/page/{name}": name for name in SCRIPTS}
-PATHS = tuple(FILES)
-"""What needs no key: there is nothing of this node in it."""
 
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 POLICY = (
@@ -26,16 +23,18 @@ POLICY = (
 )
 HEADERS = {
     "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
 
 
-def page_routes() -> list[Route]:
-    """A route for each file."""
+def page_endpoints() -> list[Endpoint]:
+    """A row for each file. They are no part of the API's description."""
     folder = files("blyan_node.api").joinpath("static")
-    return [route(path, GET=_file(folder.joinpath(name).read_bytes(), name)) for path, name in FILES.items()]
+    return [
+        Endpoint("GET", path, _file(folder.joinpath(name).read_bytes(), name), name, None, {}, bucket="page")
+        for path, name in FILES.items()
+    ]
 
 
 def _file(content: bytes, name: str) -> ASGIApp:

@@ -12,20 +12,27 @@ from blyan_node.inference.generation import Generate, Message, Sampling
 MAX_TEXT = 1 << 20
 MAX_MESSAGES = 1000
 MAX_TOKENS = 10_000_000
+DEFAULT_COMPLETION = 16
+"""Tokens of a plain completion that names no bound, as at OpenAI."""
 MAX_STOPS = 4
 MAX_STOP = 256
 
 _COMMON = frozenset({"model", "max_tokens", "temperature", "top_p", "seed", "stop"})
-_CHAT = _COMMON | {"messages", "max_completion_tokens", "stream", "stream_options", "n"}
+_OPENAI = _COMMON | {"stream", "stream_options", "n"}
+_CHAT = _OPENAI | {"messages", "max_completion_tokens"}
+_COMPLETION = _OPENAI | {"prompt", "best_of"}
 _PROMPT = _COMMON | {"prompt"}
 # Parameters of OpenAI's that change nothing about the text.
-_HARMLESS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+HARMLESS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 # Those that would change it are accepted only where they ask for nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -40,6 +47,20 @@ def read_chat(fields: Fields) -> Generate:
     fields.integer("n", 1, 1)
     limit = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
     return _generate(fields, _messages(fields.raw("messages")), limit)
+
+
+def read_completion(fields: Fields) -> Generate:
+    """Read the body of ``POST /v1/completions``: ``prompt`` is text to go on from, as it stands."""
+    _only(fields, _COMPLETION)
+    fields.integer("n", 1, 1)
+    fields.integer("best_of", 1, 1)
+    prompt = fields.raw("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str) or not 1 <= len(prompt) <= MAX_TEXT:
+        raise RequestError(f"prompt must be a string of 1 to {MAX_TEXT} characters, or a list of one", param="prompt")
+    limit = fields.integer("max_tokens", 1, MAX_TOKENS)
+    return _generate(fields, prompt, DEFAULT_COMPLETION if limit is None else limit)
 
 
 def read_prompt(fields: Fields) -> Generate:
@@ -58,7 +79,7 @@ def include_usage(fields: Fields) -> bool:
     return Fields(options).flag("include_usage")
 
 
-def _generate(fields: Fields, prompt: tuple[Message, ...], limit: int | None) -> Generate:
+def _generate(fields: Fields, prompt: tuple[Message, ...] | str, limit: int | None) -> Generate:
     if limit is None:
         limit = fields.integer("max_tokens", 1, MAX_TOKENS)
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
@@ -80,10 +101,10 @@ def _generate(fields: Fields, prompt: tuple[Message, ...], limit: int | None) ->
 
 
 def _only(fields: Fields, known: frozenset[str]) -> None:
-    for name in sorted(fields.names() - known - _HARMLESS):
-        if name not in _NEUTRAL:
+    for name in sorted(fields.names() - known - HARMLESS):
+        if name not in NEUTRAL:
             raise RequestError(f"the parameter {name} is not known here", param=name)
-        if fields.raw(name) not in _NEUTRAL[name]:
+        if fields.raw(name) not in NEUTRAL[name]:
             raise RequestError(f"this value of {name} is not supported by this node", param=name)
 
 

@@ -55,6 +55,26 @@ class ModelStatus:
 
 
 @dataclass(frozen=True)
+class UnitHolders:
+    """Which active peers, this node included, serve and store a unit of a model."""
+
+    name: str
+    served_by: tuple[str, ...]
+    stored_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelLayers:
+    """Who holds what of a model."""
+
+    model: str
+    id: str
+    complete: bool
+    """Whether all layers have been published."""
+    units: tuple[UnitHolders, ...]
+
+
+@dataclass(frozen=True)
 class Status:
     """The state of a node. Sizes are bytes."""
 
@@ -107,6 +127,10 @@ class Service(Protocol):
 
     def status(self) -> Status:
         """The state of this node now."""
+        ...
+
+    def layers(self) -> tuple[ModelLayers, ...]:
+        """Who holds what of each model, as far as this node hears."""
         ...
 
     def ready(self) -> str | None:

@@ -14,9 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from blyan_node.api.body import read_json
 from blyan_node.api.errors import ApiError
 from blyan_node.api.keys import hash_of
-from blyan_node.api.siwe import Message, parse, seconds_of, signer_of
+from blyan_node.api.siwe import MAX_MESSAGE, Message, parse, seconds_of, signer_of
 from blyan_node.chain.keys import show_address
 from blyan_node.errors import Overloaded, SignatureError
 
@@ -42,6 +46,16 @@ class SignIn:
     _secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _used: OrderedDict[str, float] = field(default_factory=OrderedDict, repr=False)
     _tokens: OrderedDict[str, tuple[str, float]] = field(default_factory=OrderedDict, repr=False)
+
+    def challenge(self) -> dict[str, object]:
+        """What a wallet needs to write its message."""
+        return {
+            "nonce": self.nonce(),
+            "domain": urlsplit(self.site).netloc,
+            "uri": self.site,
+            "chain_id": self.chain_id,
+            "expires_in": NONCE_S,
+        }
 
     def nonce(self) -> str:
         """Return a new nonce: letters and digits, good once and for NONCE_S seconds."""
@@ -113,3 +127,19 @@ class SignIn:
 
     def _mac(self, told: str) -> str:
         return hmac.digest(self._secret, told.encode(), "sha256").hex()[:32]
+
+
+class Redeem:
+    """``POST /auth/siwe`` {message, signature}: a token for a signed message."""
+
+    def __init__(self, signin: SignIn) -> None:
+        self._signin = signin
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        fields = await read_json(scope, receive)
+        fields.only("message", "signature")
+        text, signature = fields.needed_text("message", most=MAX_MESSAGE), fields.needed_text("signature", most=132)
+        token, address = self._signin.redeem(text, signature)
+        answer = {"token": token, "address": address, "expires_in": TOKEN_S, "scopes": ["chat"]}
+        await JSONResponse(answer)(scope, receive, send)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -60,13 +60,16 @@ class ValidatorSet:
         there are validators is another one's turn. The draws depend on the height only, so no proposer can choose
         among cuts for the sake of its next turn.
         """
-        left, order = dict(self.stakes), []
-        for draw in range(len(left)):
-            seed = digest(PROPOSER_DOMAIN, encode([network, k, draw]))
-            place = int.from_bytes(seed) % sum(left.values())
-            order.append(_at(left, place))
-            del left[order[-1]]
-        return tuple(order)
+        return tuple(draw_by_stake(self.stakes, lambda i: digest(PROPOSER_DOMAIN, encode([network, k, i]))))
+
+
+def draw_by_stake(stakes: Mapping[bytes, int], seed: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Draw all addresses without replacement, each time in proportion to stake; ``seed`` gives draw i its hash."""
+    left = dict(stakes)
+    for draw in range(len(left)):
+        drawn = _at(left, int.from_bytes(seed(draw)) % sum(left.values()))
+        yield drawn
+        del left[drawn]
 
 
 def _at(stakes: dict[bytes, int], place: int) -> bytes:

@@ -43,7 +43,7 @@ def start(
     memory_limit: Annotated[str | None, typer.Option(help="Most memory for weights and KV cache: 4GiB.")] = None,
     disk_limit: Annotated[str | None, typer.Option(help="Most disk space for weights: 50GiB.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, int8 or fp8.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that compute layers.")] = None,
     context_limit: Annotated[int | None, typer.Option(help="Most tokens in one session.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,

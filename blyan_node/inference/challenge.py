@@ -126,7 +126,7 @@ class Challenger:
             log.error("cannot compute a challenge: %s", error)
             await self._is_sound(loaded, first, last)
             return None
-        off, allowed = difference(mine, answer.summary), tolerance(loaded.shard.dtype, answer.dtype)
+        off, allowed = difference(mine, answer.summary), tolerance(loaded.shard.precision.dtype, answer.dtype)
         if off <= allowed:
             self._standing.passed(peer, loaded.version, first, last, trio.current_time())
             return True
@@ -176,7 +176,7 @@ class Challenger:
             log.error("cannot answer a challenge: %s", error)
             raise Refused("this node cannot compute that now") from error
         self._free_at = trio.current_time() + SHARE * (trio.current_time() - now)
-        return Answer(loaded.shard.dtype, summary)
+        return Answer(loaded.shard.precision.dtype, summary)
 
 
 def seed_of(question: Challenge, challenger: PeerId) -> bytes:

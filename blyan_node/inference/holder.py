@@ -24,6 +24,7 @@ from blyan_node.inference.seat import Loaded
 from blyan_node.inference.stage import Stage
 from blyan_node.inference.standing import Standing
 from blyan_node.inference.swarm import SwarmView
+from blyan_node.model.precision import precision_of
 from blyan_node.model.shard import Shard
 from blyan_node.p2p.transport import PeerId
 from blyan_node.relay.blobs import BlobExchange
@@ -77,7 +78,7 @@ class Holder:
         self._me, self._relay, self._library, self._exchange = me, relay, library, exchange
         self._view, self._heart, self._stage, self._workers = view, heart, stage, workers
         self._standing = standing
-        self._memory, self._dtype, self._device = memory, dtype, device
+        self._memory, self._device, self._precision = memory, device, precision_of(dtype, device)
         self.plan: Plan | None = None
         self.draining = False
         self._serving: Plan | None = None  # what the loaded shard is
@@ -236,7 +237,8 @@ class Holder:
     def _demand(self, model: ModelEntry) -> Demand:
         """What placement needs to know of a model."""
         spec = self._library.spec(model)
-        sizes = tuple(spec.unit_bytes(unit, self._dtype) for unit in spec.units)
+        how = self._precision
+        sizes = tuple(spec.unit_bytes(unit, how.resident, how.compute) for unit in spec.units)
         return Demand(model.id, model.version, sizes, sizes[0] if spec.tied_head else 0)
 
     def _announce(self, plan: Plan | None) -> None:
@@ -278,9 +280,10 @@ class Holder:
             span.first,
             span.last,
             paths,
-            dtype=self._dtype,
+            dtype=self._precision.dtype,
             device=self._device,
-            cache_tokens=(self._memory - size) // max(1, layers * spec.kv_bytes(self._dtype)),
+            cache_tokens=(self._memory - size - self._stage.journals.limit)
+            // max(1, layers * spec.kv_bytes(self._precision.compute)),
         )
         await check_beacons(model, shard, self._exchange, self._workers.compute)
         if self.draining:

@@ -22,6 +22,7 @@ import torch
 from blyan_node.errors import IntegrityError
 from blyan_node.model.activation import DTYPES, Activation, from_tensor
 from blyan_node.model.cache import Cache
+from blyan_node.model.kv_memory import PAGE
 from blyan_node.model.shard import Shard, Work
 from blyan_node.model.spec import ModelSpec
 
@@ -83,17 +84,18 @@ def beacon_of(spec: ModelSpec, unit: str, tensors: dict[str, dict[str, torch.Ten
     """The beacon of a unit: what float32 makes of it. ``tensors`` are those of ``spec.blobs_for(unit)``, by unit."""
     index = spec.units.index(unit)
     wide = {name: {key: value.float() for key, value in own.items()} for name, own in tensors.items()}
-    shard = Shard(spec, index, index, wide, cache_tokens=rows_of(spec))
+    shard = Shard(spec, index, index, wide, cache_tokens=PAGE)  # ROWS fit into one
     return probe(shard, index, index, root)
 
 
 def check_beacon(shard: Shard, unit: str, root: bytes, expected: bytes) -> None:
     """Raise IntegrityError unless a loaded unit computes what its beacon says. An empty beacon says nothing."""
     index = shard.spec.units.index(unit)
-    if expected and not (apart := difference(expected, probe(shard, index, index, root))) <= TOLERANCE[shard.dtype]:
+    dtype = shard.precision.dtype
+    if expected and not (apart := difference(expected, probe(shard, index, index, root))) <= TOLERANCE[dtype]:
         raise IntegrityError(
             f"unit {unit} computes something else than its publisher did: its beacon is off by {apart:.2g}, "
-            f"where {shard.dtype} may be off by {TOLERANCE[shard.dtype]:g}; its layers are not served here"
+            f"where {dtype} may be off by {TOLERANCE[dtype]:g}; its layers are not served here"
         )
 
 

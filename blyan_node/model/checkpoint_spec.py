@@ -27,7 +27,7 @@ def from_hf_config(config: dict[str, Any]) -> ModelSpec:
         raise CheckpointError("config.json: partial rotary embeddings are not supported")
     heads = _integer(config, "num_attention_heads")
     hidden = _integer(config, "hidden_size")
-    head_dim = config.get("head_dim")
+    head_dim, bias = config.get("head_dim"), config.get("attention_bias")
     return ModelSpec(
         family=family,
         vocab_size=_integer(config, "vocab_size"),
@@ -42,7 +42,7 @@ def from_hf_config(config: dict[str, Any]) -> ModelSpec:
         rope_theta=_number(config | rope, "rope_theta", 10_000.0),
         rope_scaling=_scaling_from_hf(scaling),
         tied_head=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bool(config.get("attention_bias", False)),
+        attention_bias=bool(FAMILIES[family].qkv_bias if bias is None else bias),
     )
 
 

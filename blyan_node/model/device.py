@@ -7,13 +7,13 @@ import os
 import torch
 
 from blyan_node.errors import ConfigError
-from blyan_node.model.activation import DTYPES
+from blyan_node.model.precision import SETTINGS, fast_dtype
 
 SHARE = 0.7  # of the memory that is there, where the operator sets no limit
 
 
 def pick_device(device: str, dtype: str) -> tuple[str, str]:
-    """Resolve ``auto``: CUDA where there is one, else the CPU; bfloat16 on CUDA, float32 on the CPU.
+    """Resolve ``auto``: CUDA where there is one, else the CPU; the dtype that is fast there.
 
     Raises ConfigError where the device that was named is not here.
     """
@@ -22,9 +22,9 @@ def pick_device(device: str, dtype: str) -> tuple[str, str]:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA here; use cpu")
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype} cannot be computed in; allowed: {', '.join(DTYPES)}")
+        dtype = fast_dtype(device)
+    if dtype not in SETTINGS:
+        raise ConfigError(f"dtype {dtype} is not supported; allowed: {', '.join(SETTINGS)}")
     return device, dtype
 
 

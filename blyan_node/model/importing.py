@@ -108,7 +108,8 @@ def _open_gguf(path: Path) -> Checkpoint:
             return torch.from_numpy(file.tensor(_GGUF_NAMES[name]))
         module, _, kind = name.rpartition(".")
         values = torch.from_numpy(file.tensor(f"blk.{unit.removeprefix('layer.')}.{_GGUF_NAMES[module]}.{kind}"))
-        if FAMILIES[spec.family].gguf_pairs and module in ("self_attn.q_proj", "self_attn.k_proj"):
+        fits = tuple(values.shape) == spec.unit_tensors(unit)[name]  # if not, the caller says so
+        if fits and FAMILIES[spec.family].gguf_pairs and module in ("self_attn.q_proj", "self_attn.k_proj"):
             return _halves_from_pairs(values, spec.heads if module == "self_attn.q_proj" else spec.kv_heads)
         return values
 

@@ -16,6 +16,7 @@ import torch.nn.functional as fn
 from blyan_node.model.cache import Cache
 from blyan_node.model.linear import Linear
 from blyan_node.model.spec import ModelSpec
+from blyan_node.model.weights import UnitWeights
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,21 @@ class RmsNorm:
 class DecoderLayer:
     """One layer: attention and a gated feed-forward network, each added to its own input."""
 
-    def __init__(self, spec: ModelSpec, index: int, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, spec: ModelSpec, index: int, weights: UnitWeights) -> None:
         self._index = index  # in the shard's caches
         self._head_dim = spec.head_dim
         self._kv_heads = spec.kv_heads
         self._groups = spec.heads // spec.kv_heads
-        self._attention_norm = RmsNorm(tensors["input_layernorm.weight"], spec.norm_eps)
-        self._mlp_norm = RmsNorm(tensors["post_attention_layernorm.weight"], spec.norm_eps)
+        self._attention_norm = RmsNorm(weights.vectors["input_layernorm.weight"], spec.norm_eps)
+        self._mlp_norm = RmsNorm(weights.vectors["post_attention_layernorm.weight"], spec.norm_eps)
         self._query_norm = self._key_norm = None
         if spec.qk_norm:
-            self._query_norm = RmsNorm(tensors["self_attn.q_norm.weight"], spec.norm_eps)
-            self._key_norm = RmsNorm(tensors["self_attn.k_norm.weight"], spec.norm_eps)
+            self._query_norm = RmsNorm(weights.vectors["self_attn.q_norm.weight"], spec.norm_eps)
+            self._key_norm = RmsNorm(weights.vectors["self_attn.k_norm.weight"], spec.norm_eps)
 
         def linear(*names: str) -> Linear:
-            biases = [tensors[f"{name}.bias"] for name in names if f"{name}.bias" in tensors]
-            return Linear([tensors[f"{name}.weight"] for name in names], biases)
+            biases = [weights.vectors[f"{name}.bias"] for name in names if f"{name}.bias" in weights.vectors]
+            return Linear([weights.matrices[f"{name}.weight"] for name in names], biases)
 
         self._inputs = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         self._output = linear("self_attn.o_proj")

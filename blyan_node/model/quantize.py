@@ -6,7 +6,7 @@ Equal weights give equal bytes. The bounds below hold for weights up to 2^127; b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,24 @@ class Quantized:
         """Number of weights."""
         return self.values.numel()
 
+    @classmethod
+    def stack(cls, parts: Sequence[Quantized]) -> Quantized:
+        """One weight of the rows of several."""
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts]))
+
+    def to(self, device: str) -> Quantized:
+        """The same on another device."""
+        return Quantized(self.values.to(device), self.scales.to(device))
+
+    def rows(self, indexes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Some rows [indexes, in], dequantised."""
+        bytes_ = self.values.view(torch.uint8)[indexes]  # fp8 cannot be indexed everywhere
+        return (bytes_.view(self.dtype).float() * self.scales[indexes, None]).to(dtype)
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """``values * scales`` [out, in], rounded to ``dtype`` (float32 or bfloat16), which changes no fp8 value."""
         weight = torch.empty(self.values.shape, dtype=dtype, device=self.values.device)
-        for rows in _blocks(self.values):
+        for rows in blocks(self.values):
             torch.mul(self.values[rows].float(), self.scales[rows, None], out=weight[rows])
         return weight
 
@@ -85,13 +99,14 @@ def _by_rows(weight: torch.Tensor, dtype: torch.dtype, quantize: _Rows) -> Quant
     """Quantise a few rows at a time, so that a large weight is never in memory as float32."""
     values = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     scales = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
-    for rows in _blocks(weight):
+    for rows in blocks(weight):
         wide = weight[rows].float()
         scaled, scales[rows] = quantize(wide, wide.abs().amax(dim=1))
         values[rows] = scaled.to(dtype)
     return Quantized(values, scales)
 
 
-def _blocks(weight: torch.Tensor) -> list[slice]:
+def blocks(weight: torch.Tensor) -> list[slice]:
+    """The rows of a weight, a few at a time."""
     step = max(_BLOCK // weight.shape[1], 1)
     return [slice(start, start + step) for start in range(0, weight.shape[0], step)]

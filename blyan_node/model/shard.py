@@ -13,15 +13,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as fn
 
-from blyan_node.errors import ConfigError, Overloaded, RuleError
+from blyan_node.errors import ConfigError, RuleError
 from blyan_node.model.activation import DTYPES, Activation, copy_into, from_tensor
-from blyan_node.model.cache import Cache
+from blyan_node.model.cache import Cache, Pool
 from blyan_node.model.importing import read_units
 from blyan_node.model.integrity import check_resident, resident_digest
+from blyan_node.model.kv_memory import PAGE
 from blyan_node.model.layers import DecoderLayer, RmsNorm, RotaryEmbedding, Segment, causal_mask
 from blyan_node.model.linear import Linear
+from blyan_node.model.precision import SETTINGS, precision_of
+from blyan_node.model.quantize import Quantized
 from blyan_node.model.sampler import SamplingParams, check_sampling, sample
 from blyan_node.model.spec import ModelSpec
+from blyan_node.model.weights import bring
 
 
 @dataclass(frozen=True)
@@ -75,25 +79,42 @@ class Shard:
         last: int,
         tensors: Mapping[str, dict[str, torch.Tensor]],
         *,
+        dtype: str = "float32",
+        device: str = "cpu",
         cache_tokens: int,
+        slab: bool | None = None,
     ) -> None:
         units = spec.units[first : last + 1]
-        some = next(iter(tensors[units[0]].values()))
         self.spec, self.first, self.last = spec, first, last
-        self.dtype = next(name for name, dtype in DTYPES.items() if dtype == some.dtype)
-        self.device = some.device
-        self._torch_dtype = some.dtype
+        self.precision = precision_of(dtype, device)
+        self.dtype = self.precision.compute
+        """Of activations and caches: "float32" or "bfloat16"."""
+        self.device = torch.device(device)
+        self._torch_dtype = DTYPES[self.dtype]
         self._seals: dict[str, bytes] = {}  # by unit, hashes of what was loaded
-        self._free = cache_tokens
         self._sessions: set[bytes] = set()
-        self._embedding = tensors["embed"]["embed_tokens.weight"] if first == 0 else None
+        ends = dict.fromkeys(blob for unit in units for blob in spec.blobs_for(unit) if not blob.startswith("layer."))
+        weights = {unit: bring(tensors[unit], self.precision, device) for unit in ends}
+        self._embedding = weights["embed"].matrices["embed_tokens.weight"] if first == 0 else None
         layers = [unit for unit in units if unit.startswith("layer.")]
-        self._layers = [DecoderLayer(spec, index, tensors[unit]) for index, unit in enumerate(layers)]
+        # One by one: what packing or stacking has copied is let go before the next comes.
+        self._layers = [
+            DecoderLayer(spec, index, bring(tensors[unit], self.precision, device)) for index, unit in enumerate(layers)
+        ]
         self._rotary = RotaryEmbedding(spec, self._torch_dtype, self.device)
+        self._pool = Pool(
+            cache_tokens,
+            layers=len(layers),
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            dtype=self._torch_dtype,
+            device=self.device,
+            slab=self.device.type != "cpu" if slab is None else slab,
+        )
         self._norm: RmsNorm | None = None
         if units[-1] == "head":
-            self._norm = RmsNorm(tensors["head"]["norm.weight"], spec.norm_eps)
-            projection = tensors["embed" if spec.tied_head else "head"]
+            self._norm = RmsNorm(weights["head"].vectors["norm.weight"], spec.norm_eps)
+            projection = weights["embed" if spec.tied_head else "head"].matrices
             self._projection = Linear([projection["embed_tokens.weight" if spec.tied_head else "lm_head.weight"]])
 
     @classmethod
@@ -107,21 +128,23 @@ class Shard:
         dtype: str = "float32",
         device: str = "cpu",
         cache_tokens: int = 1 << 16,
+        slab: bool | None = None,
     ) -> Shard:
         """Map the blobs of a range of units and check every tensor against the spec.
 
         ``blobs`` maps unit names to safetensors files, for every unit of the range and what ``spec.blobs_for`` adds.
-        Tensors stay mapped where they already have ``dtype`` ("float32" or "bfloat16"). ``cache_tokens`` is how many
-        tokens the caches of all sessions may hold together. Raises CheckpointError for a blob that does not fit the
-        spec, ConfigError for a range, dtype or device that cannot be.
+        ``dtype`` is one of ``precision.SETTINGS``. ``cache_tokens`` is how many tokens the caches of all sessions may
+        hold together, ``slab`` whether in one tensor (see ``kv_memory``; unless told, on all devices but the CPU).
+        Raises CheckpointError for a blob that does not fit the spec, ConfigError for a range, dtype or device that
+        cannot be.
         """
         if not 0 <= first <= last < len(spec.units):
             raise ConfigError(f"units {first}..{last} are no range of this model's 0..{len(spec.units) - 1}")
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype!r} cannot be computed with; these can: {', '.join(DTYPES)}")
+        if dtype not in SETTINGS:
+            raise ConfigError(f"dtype {dtype!r} cannot be computed with; these can: {', '.join(SETTINGS)}")
         wanted = dict.fromkeys(blob for unit in spec.units[first : last + 1] for blob in spec.blobs_for(unit))
-        tensors = read_units(spec, wanted, blobs, dtype=DTYPES[dtype], device=device)
-        shard = cls(spec, first, last, tensors, cache_tokens=cache_tokens)
+        tensors = read_units(spec, wanted, blobs)
+        shard = cls(spec, first, last, tensors, dtype=dtype, device=device, cache_tokens=cache_tokens, slab=slab)
         shard._seals = {unit: resident_digest(shard._parts(unit)) for unit in shard.units}
         return shard
 
@@ -146,12 +169,21 @@ class Shard:
             return self._norm, self._projection
         return self._layers[self.units.index(unit) - (self.first == 0)], self._rotary
 
-    def open(self, session: bytes, capacity: int, first: int | None = None, last: int | None = None) -> Cache:
-        """Reserve a cache for a session of at most ``capacity`` tokens; closing the cache gives it back.
+    def open(
+        self,
+        session: bytes,
+        capacity: int,
+        first: int | None = None,
+        last: int | None = None,
+        *,
+        promised: int | None = None,
+    ) -> Cache:
+        """Make a cache for a session of at most ``capacity`` tokens; closing it gives all back.
 
-        ``first`` and ``last`` narrow the units that the session runs here, all of the shard's otherwise. Raises
-        RuleError where the session is open already, exceeds the model's context or names units that are not here,
-        Overloaded where the other sessions leave too little.
+        Room for ``promised`` tokens, for all of ``capacity`` unless told otherwise, is set aside; beyond them the
+        cache grows while there is room. ``first`` and ``last`` narrow the units that the session runs here, all of the
+        shard's otherwise. Raises RuleError where the session is open already, exceeds the model's context or names
+        units that are not here, Overloaded where the other sessions leave too little.
         """
         first, last = self.first if first is None else first, self.last if last is None else last
         if not self.first <= first <= last <= self.last:
@@ -160,39 +192,29 @@ class Shard:
             raise RuleError(f"session {session.hex()[:16]} is open already")
         if not 0 < capacity <= self.spec.context_length:
             raise RuleError(f"a session of {capacity} tokens, where the model's context is {self.spec.context_length}")
-        if capacity > self._free:
-            raise Overloaded(f"the cache has room for {self._free} tokens, not for {capacity}; try again later")
-
-        def give_back() -> None:
-            self._free += capacity
-            self._sessions.remove(session)
-
         units = self.spec.units
         cache = Cache(
+            self._pool,
             first=first,
             last=last,
             skipped=_count_layers(units[self.first : first]),
             layers=_count_layers(units[first : last + 1]),
-            kv_heads=self.spec.kv_heads,
-            head_dim=self.spec.head_dim,
             capacity=capacity,
-            dtype=self._torch_dtype,
-            device=self.device,
-            on_close=give_back,
+            promised=capacity if promised is None else min(promised, capacity),
+            on_close=lambda: self._sessions.discard(session),
         )
-        self._free -= capacity  # not before the memory is there
         self._sessions.add(session)
         return cache
 
     def free_tokens(self) -> int:
-        """How many more tokens sessions may reserve."""
-        return self._free
+        """How many more tokens sessions may be promised."""
+        return self._pool.free * PAGE
 
     def truncate(self, cache: Cache, position: int) -> None:
         """Forget the tokens from ``position`` on; raise RuleError where the cache does not reach so far."""
         if not 0 <= position <= cache.length:
             raise RuleError(f"cannot truncate to {position}: the cache holds {cache.length} tokens")
-        cache.length = position
+        cache.truncate(position)
 
     def check(self, work: Work) -> None:
         """Raise RuleError (RequestError for the sampling) unless ``step`` can run this work now."""
@@ -219,7 +241,7 @@ class Shard:
         """Run one batch, at most one work per session, all over the same units; results are in the order of the works.
 
         Units that end with ``head`` give a Token where sampling was asked for and None elsewhere, others an Activation.
-        Raises what :meth:`check` does, before anything is changed.
+        Raises what :meth:`check` does, and Overloaded where a cache cannot grow, before anything is computed.
         """
         with torch.inference_mode():
             rows = self._run(works)
@@ -246,6 +268,8 @@ class Shard:
             raise RuleError("a batch runs over the same units for all its sessions")
         for work in works:
             self.check(work)
+        for work in works:
+            work.cache.reserve(work.position + work.size)
         x = self._input(works)
         if cache.layers:
             groups = self.spec.heads // self.spec.kv_heads
@@ -266,7 +290,10 @@ class Shard:
     def _input(self, works: Sequence[Work]) -> torch.Tensor:
         if self._embedding is not None and works[0].cache.first == 0:
             ids = [token for work in works for token in work.tokens or ()]
-            return fn.embedding(torch.tensor(ids, device=self.device), self._embedding)
+            indexes = torch.tensor(ids, device=self.device)
+            if isinstance(self._embedding, Quantized):
+                return self._embedding.rows(indexes, self._torch_dtype)
+            return fn.embedding(indexes, self._embedding)
         rows = sum(work.size for work in works)
         x = torch.empty((rows, self.spec.hidden_size), dtype=self._torch_dtype, device=self.device)
         start = 0

@@ -16,6 +16,7 @@ from typing import Any
 from blyan_node.errors import CheckpointError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+EIGHT_BIT = ("int8", "fp8")
 MAX_JSON = 8 * 1024
 
 Shape = tuple[int, ...]
@@ -27,10 +28,12 @@ class Family:
 
     qk_norm: bool  # an RMSNorm over each head of q and k, before the rotation
     gguf_pairs: bool  # GGUF files hold q and k permuted for rotation in pairs
+    qkv_bias: bool = False  # biases on q, k and v and never on the output, and config.json says nothing of them
 
 
 FAMILIES = {
     "llama": Family(qk_norm=False, gguf_pairs=True),
+    "qwen2": Family(qk_norm=False, gguf_pairs=False, qkv_bias=True),
     "qwen3": Family(qk_norm=True, gguf_pairs=False),
 }
 
@@ -136,8 +139,9 @@ class ModelSpec:
                 "self_attn.q_proj.bias": (queries,),
                 "self_attn.k_proj.bias": (keys,),
                 "self_attn.v_proj.bias": (keys,),
-                "self_attn.o_proj.bias": (hidden,),
             }
+            if not FAMILIES[self.family].qkv_bias:
+                tensors["self_attn.o_proj.bias"] = (hidden,)
         if self.qk_norm:
             tensors |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
         return tensors
@@ -146,9 +150,13 @@ class ModelSpec:
         """The units whose blobs are needed to load ``unit``: a tied head also projects with the embedding."""
         return ("head", "embed") if unit == "head" and self.tied_head else (unit,)
 
-    def unit_bytes(self, unit: str, dtype: str) -> int:
-        """Bytes of memory for a unit's own tensors when computed in ``dtype``."""
-        return sum(math.prod(shape) for shape in self.unit_tensors(unit).values()) * ITEM_BYTES[dtype]
+    def unit_bytes(self, unit: str, dtype: str, compute: str = "bfloat16") -> int:
+        """Bytes of memory for a unit's own tensors when its matrices are kept in ``dtype``.
+
+        "int8" and "fp8" are one byte a weight and a float32 for each row, for every matrix: those of the layers, the
+        embedding and the output projection. Norms and biases stay in what is computed in, ``compute``.
+        """
+        return sum(_tensor_bytes(shape, dtype, compute) for shape in self.unit_tensors(unit).values())
 
     def kv_bytes(self, dtype: str) -> int:
         """Bytes of key-value cache for one token in one layer."""
@@ -173,6 +181,12 @@ class ModelSpec:
         if spec.to_json() != data:
             raise CheckpointError("the model spec is not in canonical JSON")
         return spec
+
+
+def _tensor_bytes(shape: Shape, dtype: str, compute: str) -> int:
+    if dtype not in EIGHT_BIT:
+        return math.prod(shape) * ITEM_BYTES[dtype]
+    return math.prod(shape) + 4 * shape[0] if len(shape) == 2 else math.prod(shape) * ITEM_BYTES[compute]
 
 
 def _require(condition: bool, complaint: str) -> None:

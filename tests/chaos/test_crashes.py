@@ -11,7 +11,7 @@ from blyan_node.chain.blobs import BlobStore
 from blyan_node.chain.genesis import load_genesis
 from blyan_node.chain.replica import Replica
 from blyan_node.testnet.local import Node, Testnet, wait_until
-from tests.support.daemons import PART, WITHIN, greedy, idle, kill, peer_of, publish, serves, text_of
+from tests.support.daemons import EXACT, PART, WITHIN, greedy, idle, kill, peer_of, publish, serves, text_of
 from tests.support.models import tiny_checkpoint
 
 pytestmark = pytest.mark.chaos
@@ -82,7 +82,7 @@ def test_kill_9_in_the_middle_of_an_import(lone: Testnet, checkpoint: Path, tmp_
 def test_a_text_goes_on_unchanged_when_a_stage_is_killed(checkpoint: Path, tmp_path: Path) -> None:
     length = 300
     expected = greedy(checkpoint, tmp_path / "units", PROMPT, length)
-    with Testnet(tmp_path / "net", nodes=4, memory_limit=str(PART)) as net:
+    with Testnet(tmp_path / "net", nodes=4, memory_limit=str(PART), settings=EXACT) as net:
         publish(net.node(0).client, checkpoint)
         wait_until(net.serving, timeout=WITHIN, what="all nodes serving")
         wait_until(

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +23,7 @@ from blyan_node.errors import IntegrityError
 from blyan_node.p2p.identity import peer_id_of
 from blyan_node.testnet.local import Testnet, wait_until
 from tests.support.daemons import (
+    EXACT,
     LOOPBACK,
     PART,
     WITHIN,
@@ -149,6 +151,18 @@ def test_a_model_that_does_not_fit_on_the_disk_leaves_room_for_one_that_does(nod
     assert node.client.chat("Hello", model="small", max_tokens=8, temperature=0)["text"] == expected.text
 
 
+def test_a_key_works_from_its_making_until_it_is_revoked(node: Daemon) -> None:
+    made = json.loads(command("key", "create", "web", "--json", data_dir=node.data_dir).stdout)
+
+    def status_of(path: str) -> int:
+        return httpx.get(node.client.url + path, headers={"X-API-Key": made["key"]}, trust_env=False).status_code
+
+    assert [status_of(path) for path in ("/chat", "/status", "/models")] == [200, 403, 405]
+    assert command("key", "revoke", made["id"], data_dir=node.data_dir).returncode == 0
+    assert [status_of(path) for path in ("/chat", "/health")] == [401, 401]
+    assert not node.said(made["key"])
+
+
 def test_a_second_process_may_have_neither_port_nor_directory(node: Daemon, tmp_path: Path) -> None:
     api = node.client.url.rpartition(":")[2]
     code, said = start_that_fails(tmp_path / "other", "--api-port", api)
@@ -207,7 +221,7 @@ def test_the_genesis_of_another_network(tmp_path: Path) -> None:
 
 def test_weights_that_changed_on_the_disk_are_fetched_again(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path)
-    with Testnet(tmp_path / "net", nodes=2, memory_limit=str(4 * PART)) as net:
+    with Testnet(tmp_path / "net", nodes=2, memory_limit=str(4 * PART), settings=EXACT) as net:
         publish(net.node(0).client, checkpoint)
         wait_until(net.serving, timeout=WITHIN, what="both nodes serving")
         wait_until(

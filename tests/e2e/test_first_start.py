@@ -12,6 +12,7 @@ from blyan_node.api.client import CannotReach, NodeRefused
 from blyan_node.datadir import DataDir
 from blyan_node.testnet.local import Testnet, wait_until
 from tests.support.daemons import (
+    EXACT,
     LOOPBACK,
     PART,
     STOPS_WITHIN,
@@ -63,7 +64,7 @@ def test_first_start_on_an_empty_machine(tmp_path: Path) -> None:
 
 def test_an_empty_disk_and_one_address_are_enough_to_serve(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path)
-    with Testnet(tmp_path / "net", nodes=2, memory_limit=str(PART)) as net:
+    with Testnet(tmp_path / "net", nodes=2, memory_limit=str(PART), settings=EXACT) as net:
         publish(net.node(0).client, checkpoint)
         wait_until(net.serving, timeout=WITHIN, what="both nodes serving")
         address = net.node(1).client.status()["addresses"][0]  # not the publisher's

@@ -14,7 +14,7 @@ import pytest
 
 from blyan_node.api.client import NodeRefused
 from blyan_node.testnet.local import Node, Testnet, wait_until
-from tests.support.daemons import PART, WITHIN, Reference, command, greedy, idle, publish
+from tests.support.daemons import EXACT, PART, WITHIN, Reference, command, greedy, idle, publish
 from tests.support.models import tiny_checkpoint
 
 pytestmark = pytest.mark.e2e
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Testnet]:
     """Four daemons, none of which can hold the model alone; the first has published it."""
-    settings = {"BLYAN_REQUESTS_PER_MINUTE": "10000"}
+    settings = EXACT | {"BLYAN_REQUESTS_PER_MINUTE": "10000"}
     with Testnet(tmp_path_factory.mktemp("net"), nodes=4, memory_limit=str(PART), settings=settings) as net:
         publish(net.node(0).client, checkpoint, MODEL)
         wait_until(net.serving, timeout=WITHIN, what="all nodes serving")

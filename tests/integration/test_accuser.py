@@ -37,7 +37,7 @@ FAULTS = {"double-block": cheat_by_forking, "double-vote": cheat_by_voting}
 
 
 def is_slashed(node: Node) -> bool:
-    return node.replica.final.state.slashed == {CHEAT.address}
+    return set(node.replica.final.state.slashed) == {CHEAT.address}
 
 
 def line(group: Group) -> list[int]:

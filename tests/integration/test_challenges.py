@@ -203,5 +203,5 @@ async def test_challenges_are_bounded_and_never_run_while_sessions_wait(
             await rpc.call(network, there, CHALLENGE, question)
         with pytest.raises(ProtocolViolation):
             await peer.service.challenger.answer(network.peer_id, question_for(peer, 0, LONGEST))
-        assert shard_of(peer).free_tokens() == shard_of(peer)._free
+        assert shard_of(peer)._pool.free == shard_of(peer)._pool.pages
         assert not shard_of(peer)._sessions

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from blyan_node.api.page import FILES, PATHS
+from blyan_node.api.page import FILES
 from blyan_node.api.service import ModelStatus
 from blyan_node.chain.keys import show_address
 from tests.support.api import TOKEN, Served, served
@@ -33,7 +33,7 @@ async def page(tmp_path: Path, service: ScriptedService | None = None) -> AsyncI
 async def test_the_files_need_no_key_and_come_with_a_strict_policy():
     async with served() as api:
         api.client.headers.clear()
-        for path in PATHS:
+        for path in FILES:
             answer = await api.client.get(path)
             assert answer.status_code == 200, path
             policy = answer.headers["content-security-policy"]
@@ -58,7 +58,7 @@ async def test_the_page_loads_nothing_from_elsewhere_and_names_no_file_that_is_n
             text = (await api.client.get(path)).text
             assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), path
             for used in re.findall(r'from "\./([^"]+)"|(?:src|href)="page/([^"]+)"', text):
-                assert f"/page/{''.join(used)}" in PATHS, name
+                assert f"/page/{''.join(used)}" in FILES, name
             assert "innerHTML" not in text
 
 

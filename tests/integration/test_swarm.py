@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from blyan_node.errors import ModelUnavailable, RequestError
-from blyan_node.inference.generation import Generate, Message, Piece, Sampling, Started
+from blyan_node.inference import stage as stage_module
+from blyan_node.inference.generation import Finished, Generate, Message, Piece, Sampling, Started
 from tests.support.models import tiny_checkpoint
 from tests.support.swarm_net import Member, Swarm, ask, open_swarm, publish, until
 
@@ -166,3 +167,36 @@ async def test_requests_that_cannot_be_are_refused_with_a_reason(
             await ask(lone, Generate("word " * 5000))
         with pytest.raises(RequestError, match="empty"):
             await ask(lone, Generate(""))
+
+
+async def test_where_pages_run_out_the_last_session_gives_way_and_all_come_to_their_end(
+    tmp_path: Path, checkpoint: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_module, "MARGIN", 1)
+    prompts = [Generate(word, max_tokens=100, sampling=Sampling(0.8, 0.95, 3)) for word in ("sun", "moon", "sea")]
+    async with open_swarm(tmp_path) as swarm:
+        lone = await swarm.start(0)
+        await publish(lone, checkpoint)
+        await until(lambda: is_covered(lone))
+        alone = [(await ask(lone, prompt))[0].text for prompt in prompts]
+        assert lone.service.stage.loaded is not None
+        pool = lone.service.stage.loaded.shard._pool
+        monkeypatch.setattr(pool, "free", 6)  # each session needs four
+        together: dict[int, str] = {}
+        most = 0
+
+        async def one(index: int) -> None:
+            nonlocal most
+            async with lone.service.generate(prompts[index]) as stream:
+                async for event in stream:
+                    most = max(most, len(lone.service.stage.seats))
+                    if isinstance(event, Finished):
+                        together[index] = event.text
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(prompts)):
+                nursery.start_soon(one, index)
+        assert most == 3  # by what each would need at its end only one would have been let in
+        assert [together[index] for index in range(len(prompts))] == alone
+        await until(lambda: not lone.service.stage.seats)
+        assert pool.free == 6

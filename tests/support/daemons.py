@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 WITHIN = 90.0
 STOPS_WITHIN = 15.0
 """Seconds from SIGTERM to the end. The promise is 10 on a machine of one's own; tests share theirs with others."""
+
+
+EXACT = {"BLYAN_DTYPE": "float32"}
+"""Settings of nodes whose text is compared, or whose memory is counted in units of float32."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -110,7 +115,7 @@ def spawned(output: Path, *arguments: str, **settings: str) -> Iterator[Process]
 @contextmanager
 def daemon(data_dir: Path, *arguments: str, **settings: str) -> Iterator[Daemon]:
     """Start a daemon in a data directory, on loopback and ports that the system chooses, and wait until it is up."""
-    settings = {"BLYAN_DATA_DIR": str(data_dir), "BLYAN_LISTEN": LOOPBACK, "BLYAN_API_PORT": "0"} | settings
+    settings = {"BLYAN_DATA_DIR": str(data_dir), "BLYAN_LISTEN": LOOPBACK, "BLYAN_API_PORT": "0"} | EXACT | settings
     with spawned(data_dir.with_name(data_dir.name + ".log"), *arguments, **settings) as begun:
         process = begun.process
         wait_until(
@@ -147,6 +152,23 @@ def serves(client: Client) -> bool:
     return status["state"] == "serving" and any(
         model["complete"] and all(model["coverage"]) for model in status["models"]
     )
+
+
+def spread(net: Testnet, *, timeout: float = 2 * WITHIN) -> None:
+    """Wait until every unit is served twice; a node whose units are served more often chooses again for that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        wait_until(net.serving, timeout=timeout, what="all nodes serving")
+        models = [node.client.status()["models"][0] for node in net.nodes]
+        if min(min(model["coverage"]) for model in models) > 1:
+            return
+        assert time.monotonic() < deadline
+        coverage = models[0]["coverage"]
+        spare = [i for i, model in enumerate(models) if i and all(coverage[unit] > 2 for unit in model["served"])]
+        if sum(coverage) == sum(len(model["served"]) for model in models) and spare:
+            net.kill(spare[0])
+            net.restart(spare[0])
+        time.sleep(0.5)
 
 
 def idle(nodes: list[Node]) -> bool:

@@ -30,7 +30,9 @@ def tiny_config(
     """A ``config.json`` as transformers writes it; ``changes`` replace or add keys."""
     heads = max(hidden // 32, 1)
     return {
-        "architectures": [{"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}[family]],
+        "architectures": [
+            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[family]
+        ],
         "model_type": family,
         "vocab_size": vocab,
         "hidden_size": hidden,

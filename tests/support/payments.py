@@ -14,6 +14,7 @@ from blyan_node.chain.records import Record, Transfer, make_record
 from blyan_node.codec import pack
 from blyan_node.errors import LocalError
 from blyan_node.testnet.local import Node, Testnet, wait_until
+from tests.support.daemons import WITHIN
 
 
 def key_of(node: Node) -> Key:
@@ -84,13 +85,14 @@ def balance(node: Node, address: bytes, word: str = "final") -> int:
 
 
 class Payer(threading.Thread):
-    """Pays one address without a break, through whichever node answers, until it is stopped.
+    """Pays one address again and again, through whichever node answers, until it is stopped.
 
     ``acknowledged`` are the payments that a node said to be tentative, so in a block, or final.
     """
 
     AMOUNT = 1000
     PATIENCE = 3.0  # seconds, until another node is asked
+    PAUSE = 0.05
 
     def __init__(self, net: Testnet, sender: Key, seed: int) -> None:
         super().__init__(daemon=True)
@@ -103,20 +105,20 @@ class Payer(threading.Thread):
 
     def run(self) -> None:
         """Pay; see the class."""
-        while not self._ended.is_set():
+        while not self._ended.wait(self.PAUSE):
             record = transfer(self._net, self._sender, self.payee, self.AMOUNT, nonce=self._nonce)
-            while not self._ended.is_set():
-                if self._is_acknowledged(record):
-                    self.acknowledged.append(record.id)
-                    self._nonce += 1
-                    break
+            while not self._is_acknowledged(record):
+                pass
+            self.acknowledged.append(record.id)
+            self._nonce += 1
         for node in self._nodes:
             node.forget_client()
 
     def stop(self) -> None:
-        """Let the payment under way end, and return."""
+        """Let the payment under way be acknowledged, and return."""
         self._ended.set()
-        self.join()
+        self.join(WITHIN)
+        assert not self.is_alive()
 
     def _is_acknowledged(self, record: Record) -> bool:
         """Hand a payment to some node, and hear of it there; False where that one is gone, or takes too long."""

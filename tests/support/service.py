@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from blyan_node.api.service import ModelInfo, ModelStatus, PeerStatus, Status
+from blyan_node.api.service import ModelInfo, ModelLayers, ModelStatus, PeerStatus, Status, UnitHolders
 from blyan_node.errors import BlyanError, UnknownModel
 from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Progress, Started
 from tests.support.chain_service import ScriptedChain, scripted_chain
@@ -59,9 +59,9 @@ class ScriptedService:
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         yield Started("tiny", 7, ROUTE)
-        for word in self.words:
+        for tokens, word in enumerate(self.words, start=1):
             await trio.lowlevel.checkpoint()
-            yield Piece(word, 1)
+            yield Piece(word, tokens)
         if self.hang:
             await trio.sleep_forever()
         if self.after:
@@ -94,6 +94,9 @@ class ScriptedService:
             disk_used=2000,
             disk_limit=None,
         )
+
+    def layers(self) -> tuple[ModelLayers, ...]:
+        return (ModelLayers("tiny", "11" * 32, True, (UnitHolders("embed", ("16Uiu2alice",), ("16Uiu2bob",)),)),)
 
     def ready(self) -> str | None:
         return self.why_not_ready

@@ -57,7 +57,7 @@ class Swarm:
         root = self._folder / f"node{index}"
         root.mkdir(exist_ok=True)
         addresses = bootstrap.service.network.addresses()[:1] if bootstrap else ()
-        config = replace(NodeConfig(data_dir=root, bootstrap=addresses), **settings)  # type: ignore[arg-type]
+        config = replace(NodeConfig(data_dir=root, bootstrap=addresses, dtype="float32"), **settings)  # type: ignore[arg-type]
         closed = trio.Event()
         try:
             with trio.CancelScope() as scope:

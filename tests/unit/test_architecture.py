@@ -58,6 +58,7 @@ OWNERS = {
     "tokenizers": ("model",),
     "starlette": ("api",),
     "hypercorn": ("api",),
+    "prometheus_client": ("api.metrics",),
     "typer": ("cli",),
 }
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "asyncio"}

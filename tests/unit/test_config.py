@@ -156,3 +156,12 @@ def test_every_setting_is_described_and_shown() -> None:
     for name, field in FIELDS.items():
         assert field.metadata["meaning"]
         assert shown(getattr(config, name))
+
+
+def test_who_may_sign_in() -> None:
+    assert load_config({}, {}).config.wallets == ("any",)
+    loaded = load_config({}, {"BLYAN_WALLETS": "none", "BLYAN_API_SITE": "https://node.example"}).config
+    assert (loaded.wallets, loaded.api_site) == (("none",), "https://node.example")
+    for name, wrong in (("WALLETS", "0x12"), ("API_SITE", "https://node.example/"), ("API_SITE", "node.example")):
+        with pytest.raises(ConfigError):
+            load_config({}, {f"BLYAN_{name}": wrong})

@@ -416,7 +416,7 @@ async def test_bodies_that_are_no_submission() -> None:
             ({"record": ""}, "record"),
             ({"record": 5}, "record"),
             ({"record": "00" * (MAX_RECORD + 1)}, "record"),
-            ({"record": pack(payment()).hex(), "fee": 1}, None),
+            ({"record": pack(payment()).hex(), "fee": 1}, "fee"),
         ):
             response = await api.client.post("/transactions", json=body)
             assert response.status_code == 400

@@ -62,6 +62,30 @@ async def test_stream_with_usage() -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+async def test_completions_of_a_text() -> None:
+    async with served() as api:
+
+        def ask():
+            with client_for(api.url) as client:
+                whole = client.completions.create(model="tiny", prompt="Once", seed=1, stop="x")
+                stream = client.completions.create(
+                    model="tiny", prompt="Once", max_tokens=9, stream=True, stream_options={"include_usage": True}
+                )
+                return whole, list(stream)
+
+        whole, chunks = await trio.to_thread.run_sync(ask)
+    assert (whole.object, whole.choices[0].text, whole.choices[0].finish_reason) == (
+        "text_completion",
+        "Hello wörld!",
+        "stop",
+    )
+    assert whole.usage.total_tokens == 10
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "Hello wörld!"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 3)
+    assert [(asked.prompt, asked.max_tokens) for asked in api.service.asked] == [("Once", 16), ("Once", 9)]
+
+
 async def test_models() -> None:
     async with served() as api:
 

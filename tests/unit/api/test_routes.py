@@ -234,6 +234,38 @@ async def test_bad_parameters_are_named() -> None:
         assert nan.status_code == 400
 
 
+BAD_COMPLETIONS = [
+    ({}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": ["a", "b"]}, "prompt"),
+    ({"prompt": [1, 2]}, "prompt"),
+    ({"prompt": "a", "n": 2}, "n"),
+    ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "echo": True}, "echo"),
+    ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ({"prompt": "a", "logprobs": 5}, "logprobs"),
+    ({"prompt": "a", "seed": 1.5}, "seed"),
+    ({"prompt": "a", "messages": []}, "messages"),
+]
+
+
+async def test_bad_parameters_of_completions_are_named() -> None:
+    async with served() as api:
+        for body, param in BAD_COMPLETIONS:
+            response = await api.client.post("/v1/completions", json=body)
+            assert (response.status_code, error_of(response)["param"]) == (400, param), body
+        assert api.service.asked == []
+
+
+async def test_whole_numbers_may_be_written_with_a_point() -> None:
+    async with served() as api:
+        body = {"prompt": ["a"], "max_tokens": 5.0, "seed": 2.0, "n": 1.0}
+        assert (await api.client.post("/v1/completions", json=body)).status_code == 200
+        (asked,) = api.service.asked
+        assert (asked.prompt, asked.max_tokens, asked.sampling.seed) == ("a", 5, 2)
+
+
 async def test_accepted_forms() -> None:
     async with served() as api:
         body = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "[]"
     taken = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = _cpu_of_children()
         done = subprocess.run(
             [sys.executable, "-m", "blyan_node", "--help"],
             capture_output=True,
@@ -41,9 +41,15 @@ except SystemExit:
             check=True,
             env=environment(),
         )
-        taken.append(time.perf_counter() - began)
+        taken.append(_cpu_of_children() - began)
     assert "testnet" in done.stdout
-    assert min(taken) < 0.4  # the best of five, because other tests share the machine
+    assert min(taken) < 0.4
+
+
+def _cpu_of_children() -> float:
+    """Seconds of work: unlike those of the clock, the same beside other tests."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from blyan_node.errors import IntegrityError
 from blyan_node.model import linear
 from blyan_node.model.beacon import MOST, TOLERANCE, beacon_of, check_beacon, difference, probe
 from blyan_node.model.importing import read_safetensors
-from blyan_node.model.quantize import Quantized, quantize_to_fp8, quantize_to_int8
 from blyan_node.model.shard import Shard
 from blyan_node.model.spec import ModelSpec
 from tests.unit.model.conftest import Imported
@@ -39,7 +38,7 @@ def furthest(reference: Shard, other: Shard, first: int, last: int) -> float:
     return max(difference(probe(reference, first, last, seed), probe(other, first, last, seed)) for seed in SEEDS)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "fp8"])
 def test_every_unit_of_a_sound_model_passes(tiny: Imported, dtype: str) -> None:
     shard = tiny.shard(dtype=dtype)
     for unit in tiny.spec.units:
@@ -87,22 +86,8 @@ def test_the_layout_of_weights_changes_nothing_that_counts(tiny: Imported, monke
 
 @pytest.mark.parametrize("span", [(0, 0), (1, 4), (5, 5), (0, 5)])
 def test_rounding_weights_stays_within_its_tolerance(tiny: Imported, span: tuple[int, int]) -> None:
-    def rounded(quantize: object) -> Shard:
-        tensors = tensors_of(tiny)
-        for own in tensors.values():
-            for name, weight in own.items():
-                if weight.dim() == 2:
-                    made = quantize(weight)  # type: ignore[operator]
-                    assert isinstance(made, Quantized)
-                    own[name] = made.dequantize()
-        return Shard(tiny.spec, 0, 5, tensors, cache_tokens=64)
-
     reference = tiny.shard()
-    others = {
-        "bfloat16": tiny.shard(dtype="bfloat16"),
-        "int8": rounded(quantize_to_int8),
-        "fp8": rounded(quantize_to_fp8),
-    }
+    others = {dtype: tiny.shard(dtype=dtype) for dtype in ("bfloat16", "int8", "fp8")}
     apart = {name: furthest(reference, other, *span) for name, other in others.items()}
     for name, most in apart.items():
         assert TOLERANCE["float32"] < most < TOLERANCE[name], "rounding shows, and is forgiven"

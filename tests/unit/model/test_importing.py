@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blyan_node.errors import CheckpointError, StoreError
@@ -306,6 +306,7 @@ def test_a_gguf_file_cut_short_is_named(file: Path, tmp_path_factory: pytest.Tem
 
 @settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, 3000), value=st.binary(min_size=1, max_size=8))
+@example(at=255, value=b"\x03")  # three heads, where the rows of q are not a multiple of three
 def test_a_gguf_file_with_altered_bytes_loads_or_is_named(
     file: Path, tmp_path_factory: pytest.TempPathFactory, at: int, value: bytes
 ) -> None:

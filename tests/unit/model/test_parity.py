@@ -41,6 +41,7 @@ PROMPTS = (
         ("llama", {"tie_word_embeddings": False, "attention_bias": True}),
         ("llama", {"rope_scaling": LLAMA3, "rope_theta": 500000.0}),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "num_key_value_heads": 8}),
+        ("qwen2", {"attention_bias": None, "rope_theta": 1e6}),
         ("qwen3", {}),
         ("qwen3", {"tie_word_embeddings": False, "attention_bias": True, "rope_theta": 1e6}),
     ],

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blyan_node.errors import CheckpointError, ConfigError, Overloaded, RequestError, RuleError
+from blyan_node.errors import CheckpointError, ConfigError, RequestError, RuleError
 from blyan_node.inference.generation import Sampling
 from blyan_node.model.activation import Activation
 from blyan_node.model.shard import Shard, Token, Work
@@ -106,18 +106,6 @@ def test_a_head_alone_needs_the_last_row_only(tiny: Imported, whole: Shard) -> N
     assert row.shape == (1, 256)
     (token,) = head.step([Work(caches[1], len(PROMPT) - 1, activation=row, sampling=GREEDY)])
     assert token == Token(Pipeline([whole]).next(PROMPT))
-
-
-def test_capacity_is_reserved_and_given_back(tiny: Imported) -> None:
-    shard = tiny.shard(1, 2, cache_tokens=100)
-    first = shard.open(b"a", 60)
-    assert shard.free_tokens() == 40
-    with pytest.raises(Overloaded, match="room for 40"):
-        shard.open(b"b", 41)
-    first.close()
-    first.close()
-    assert shard.free_tokens() == 100
-    shard.open(b"b", 41)
 
 
 def test_a_session_is_open_once_and_within_the_context(tiny: Imported) -> None:

@@ -1,0 +1,1 @@
+"""Learning: training jobs, and what judges their results."""
