@@ -48,7 +48,9 @@ class Swarm(Placing):
         return self.moves() - before
 
 
-@pytest.mark.parametrize(("count", "seeds"), [(16, range(12)), (64, range(2)), (200, range(1))])
+@pytest.mark.parametrize(
+    ("count", "seeds"), [(16, range(12)), (64, range(2)), pytest.param(200, range(1), marks=pytest.mark.long)]
+)
 def test_herds_that_come_and_go(count: int, seeds: range) -> None:
     for seed in seeds:
         swarm_ = Swarm(count, seed)
