@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("chain", "finality", "propagation", "heal", "catchup", "wire", "model", "delta", "daemons")
+ALL = ("chain", "finality", "propagation", "heal", "catchup", "wire", "model", "delta", "daemons", "failover")
 
 
 def main() -> int:

@@ -65,8 +65,8 @@ def decode(data: bytes | memoryview, *, most: int) -> Value:
 
 
 def pack(message: Any) -> bytes:
-    """Encode a dataclass instance as the array of its fields."""
-    return encode(to_value(message))
+    """Encode a dataclass instance as the array of its fields; raise CodecError where it has no canonical form."""
+    return _pack(to_value(message))
 
 
 def unpack(cls: type[T], data: bytes | memoryview, *, most: int) -> T:
@@ -123,10 +123,10 @@ def _check(value: Value, depth: int = 1) -> None:
         raise CodecError(f"{kind.__name__} has no canonical encoding")
 
 
-def to_value(item: Any) -> Value:
-    """Turn dataclasses, tuples and strings into plain values; raise CodecError for text that has no UTF-8 form."""
+def to_value(item: Any, depth: int = 1) -> Value:
+    """Turn dataclasses, tuples and strings into plain values; raise CodecError for what has no canonical form."""
     kind: Any = type(item)
-    if kind is bytes or kind is int:
+    if kind is bytes:
         return item
     if isinstance(item, str):
         try:
@@ -134,10 +134,15 @@ def to_value(item: Any) -> Value:
         except UnicodeEncodeError as error:  # half of a surrogate pair, as JSON can smuggle in
             raise CodecError("text that has no UTF-8 form") from error
     if isinstance(item, tuple | list):
-        return [to_value(part) for part in item]
-    if (names := _field_names(kind)) is not None:
-        return [to_value(getattr(item, name)) for name in names]
-    return item
+        parts = item
+    elif (names := _field_names(kind)) is not None:
+        parts = [getattr(item, name) for name in names]
+    else:
+        _check(item)
+        return item
+    if depth > MAX_DEPTH:
+        raise CodecError(f"nested deeper than {MAX_DEPTH}")
+    return [part if type(part) is bytes else to_value(part, depth + 1) for part in parts]
 
 
 @cache

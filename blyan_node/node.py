@@ -36,6 +36,7 @@ from blyan_node.chain_service import NodeChainService
 from blyan_node.config import JOINED, NodeConfig
 from blyan_node.datadir import DataDir, Running, open_data_dir
 from blyan_node.errors import LocalError
+from blyan_node.inference import journal
 from blyan_node.inference.challenge import Challenger
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.holder import Holder
@@ -119,7 +120,7 @@ def assemble(
     exchange = BlobExchange(network, peers, BlobStore(data.blobs, cap=config.disk_limit), workers.disk)
     library = Library(replica, exchange, view, workers.disk, config.models)
     pipeline = Pipeline(network, peers)
-    stage = Stage(network, pipeline, workers.compute)
+    stage = Stage(network, pipeline, workers.compute, journal_limit=int(memory * journal.SHARE))
     heart = Heart(network, peers, key, view, replica.genesis.network)
     entry = Entry(network, peers, pipeline, view, heart, library, stage, workers.disk, context_limit=context)
     standing = entry.measurements.standing
@@ -187,6 +188,7 @@ async def run_parts(node: NodeService, *, task_status: trio.TaskStatus[None] = t
         await nursery.start(node.pipeline.run)
         await nursery.start(node.stage.run)
         await nursery.start(node.heart.run, node.heartbeat)
+        nursery.start_soon(node.entry.run)
         await nursery.start(node.peers.run)
         await nursery.start(node.holder.run)
         await nursery.start(node.challenger.run)

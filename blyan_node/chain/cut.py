@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Annotated, Protocol
 
 from blyan_node.chain.genesis import MAX_VALIDATORS
-from blyan_node.chain.keys import address_of, digest, recover
+from blyan_node.chain.keys import digest, recover_address
 from blyan_node.chain.records import Address, Hash, Signature
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.codec import Bound, Size, encode, pack
@@ -55,11 +55,6 @@ class Signer(Protocol):
     def sign(self, message_digest: bytes) -> bytes:
         """Sign a 32-byte digest: 65 bytes."""
         ...
-
-
-def recover_address(message_digest: bytes, signature: bytes) -> bytes:
-    """Return the address whose key made a signature. Raises SignatureError."""
-    return address_of(recover(message_digest, signature))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from blyan_node.chain.block import BLOCK_DOMAIN, MAX_HEADER, Block, Header
 from blyan_node.chain.cut import VOTE_DOMAIN, DoubleVote, vote_payload
-from blyan_node.chain.keys import address_of, digest, recover
+from blyan_node.chain.keys import digest, recover_address
 from blyan_node.chain.records import Evidence, Hash, Signed
 from blyan_node.codec import unpack
 from blyan_node.errors import RuleError
@@ -99,4 +99,4 @@ def check_evidence(evidence: Evidence, network: bytes) -> bytes:
 
 
 def _signer(fault: Fault, signed: Signed) -> bytes:
-    return address_of(recover(digest(fault.domain, signed.payload), signed.signature))
+    return recover_address(digest(fault.domain, signed.payload), signed.signature)

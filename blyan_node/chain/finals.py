@@ -116,8 +116,6 @@ class Finals:
 
     def anchor(self, k: int) -> tuple[bytes, frozenset[bytes]]:
         """Return the id of a final cut and who may author on it. Raises StoreError where that cut is not here."""
-        if k == self.last.k:
-            return self.last.id, frozenset(self.last.state.authors())
         if (known := self._anchors.get(k)) is None:
             if k == 0:
                 known = self._genesis.network, frozenset(genesis_state(self._genesis).authors())

@@ -80,6 +80,16 @@ def recover(message_digest: bytes, signature: bytes) -> bytes:
         raise SignatureError("no key can have made this signature") from error
 
 
+@lru_cache(maxsize=8192)
+def recover_address(message_digest: bytes, signature: bytes) -> bytes:
+    """Return the address whose key made a signature. Raises SignatureError.
+
+    Remembers the last good ones: a record comes from its sender and then in a block, a block by gossip and then into
+    the replica, a vote alone and then in a certificate.
+    """
+    return address_of(recover(message_digest, signature))
+
+
 @lru_cache(maxsize=4096)
 def address_of(public: bytes) -> bytes:
     """Return the 20-byte address of a public key (33 or 65 bytes). Raises SignatureError where it is none."""

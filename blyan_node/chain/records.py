@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-from blyan_node.chain.keys import Key, address_of, digest, recover
+from blyan_node.chain.keys import Key, digest, recover_address
 from blyan_node.codec import MAX_INT, Bound, Size, encode, exactly, pack, to_value, unpack
 from blyan_node.errors import CodecError, RuleError, SignatureError
 
@@ -143,7 +143,9 @@ class Record:
     @cached_property
     def unsigned(self) -> bytes:
         """The canonical encoding of everything but the signature."""
-        return encode(to_value(self)[:-1])
+        return _unsigned(
+            self.network, self.kind, self.sender, self.nonce, self.fee, self.expires_at_cut, self.arguments
+        )
 
     @cached_property
     def id(self) -> bytes:
@@ -157,6 +159,12 @@ class Record:
         return unpack(cls, self.arguments, most=MAX_ARGUMENTS)
 
 
+def _unsigned(
+    network: bytes, kind: str, sender: bytes, nonce: int, fee: int, expires_at_cut: int, arguments: bytes
+) -> bytes:
+    return encode([network, to_value(kind), sender, nonce, fee, expires_at_cut, arguments])
+
+
 def sign_record(
     key: Key,
     network: bytes,
@@ -168,7 +176,7 @@ def sign_record(
     expires_at_cut: int = MAX_INT,
 ) -> Record:
     """Make a record of any kind, signed by ``key``. Raises CodecError where a field is out of bounds."""
-    unsigned = encode([network, kind.encode(), key.address, nonce, fee, expires_at_cut, arguments])
+    unsigned = _unsigned(network, kind, key.address, nonce, fee, expires_at_cut, arguments)
     signature = key.sign(digest(RECORD_DOMAIN, unsigned))
     record = Record(network, kind, key.address, nonce, fee, expires_at_cut, arguments, signature)
     if len(arguments) > MAX_ARGUMENTS or not 1 <= len(kind.encode()) <= 32:
@@ -190,5 +198,5 @@ def check_record(record: Record, network: bytes) -> None:
     """Check a decoded record by itself: its network and its signature. Raises RuleError or SignatureError."""
     if record.network != network:
         raise RuleError("a record of another network")
-    if address_of(recover(digest(RECORD_DOMAIN, record.unsigned), record.signature)) != record.sender:
+    if recover_address(digest(RECORD_DOMAIN, record.unsigned), record.signature) != record.sender:
         raise SignatureError("a record that its sender did not sign")

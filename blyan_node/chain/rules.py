@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from blyan_node.chain.block import BLOCK_DOMAIN, CHAINS, VERSION, Block, Header
 from blyan_node.chain.dag import Dag, Node, merge
-from blyan_node.chain.keys import address_of, digest, recover
+from blyan_node.chain.keys import digest, recover_address
 from blyan_node.chain.records import check_record
 from blyan_node.errors import CycleDetected, RuleError, SignatureError
 
@@ -34,7 +34,7 @@ def check_in_isolation(block: Block, network: bytes) -> None:
 def check_stub(block: Block, network: bytes) -> None:
     """Check all of a block but its body, which may have been pruned. Raises RuleError or SignatureError."""
     check_header(block.header, network)
-    if address_of(recover(digest(BLOCK_DOMAIN, block.header_bytes), block.signature)) != block.header.author:
+    if recover_address(digest(BLOCK_DOMAIN, block.header_bytes), block.signature) != block.header.author:
         raise SignatureError("the block's author did not sign it")
 
 

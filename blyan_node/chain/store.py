@@ -67,7 +67,7 @@ class Prefix(bytes, Enum):
 
     def key(self, *parts: bytes | int) -> bytes:
         """Put a key together."""
-        return self.value + b"".join(part if isinstance(part, bytes) else part.to_bytes(8, "big") for part in parts)
+        return b"".join((self, *[part if isinstance(part, bytes) else part.to_bytes(8, "big") for part in parts]))
 
 
 class Store(Closing):

@@ -24,7 +24,6 @@ from blyan_node.chain.cut import (
     check_vote,
     check_votes,
     double_vote,
-    recover_address,
 )
 from blyan_node.chain.effects import (
     Effect,
@@ -39,6 +38,7 @@ from blyan_node.chain.effects import (
     SendCuts,
 )
 from blyan_node.chain.height import Base, Height, Timing, View
+from blyan_node.chain.keys import recover_address
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.errors import RuleError
 

@@ -214,7 +214,8 @@ class Holder:
             paths,
             dtype=self._dtype,
             device=self._device,
-            cache_tokens=(self._memory - size) // max(1, layers * spec.kv_bytes(self._dtype)),
+            cache_tokens=(self._memory - size - self._stage.journals.limit)
+            // max(1, layers * spec.kv_bytes(self._dtype)),
         )
         await check_beacons(model, shard, self._exchange, self._workers.compute)
         if self.draining:

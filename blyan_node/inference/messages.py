@@ -1,7 +1,7 @@
 """What peers say to each other about inference: the heartbeat, the opening of a session, the frames of the pipeline.
 
-Every frame carries the session and its epoch. A stage takes frames only from the peer that the session named at open,
-and drops those of another epoch, so a stage that was replaced can do no harm.
+Every frame carries the session and its epoch, which the entry raises with each change of the route. A stage takes
+frames only from the peer that the session names at that epoch, so a stage that was replaced can do no harm.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from blyan_node.p2p.rpc import Method
 Id = Annotated[bytes, exactly(32)]
 SessionId = Annotated[bytes, exactly(16)]
 PeerText = Annotated[str, Size(80)]
+Position = Annotated[int, Bound(2**24)]
 Token = Annotated[int, Bound(2**31)]
 
 MAX_STAGES = 64
@@ -82,9 +83,14 @@ class Leg:
     last: Annotated[int, Bound(4096)]
 
 
+Route = Annotated[tuple[Leg, ...], Size(MAX_STAGES, 1)]
+
+
 @dataclass(frozen=True)
 class Open:
     """Reserve a place for a session on a stage. ``stage`` is the receiver's index in ``route``.
+
+    A place that the stage has in the session at a lower epoch is given up for it.
 
     The last stage draws tokens by (seed, position) until one of ``stop_tokens`` or position ``limit``; stage 0 feeds
     each back without asking the entry.
@@ -94,7 +100,7 @@ class Open:
     epoch: int
     model: Id
     version: Id
-    route: Annotated[tuple[Leg, ...], Size(MAX_STAGES, 1)]
+    route: Route
     stage: Annotated[int, Bound(MAX_STAGES - 1)]
     limit: Annotated[int, Bound(2**24, 1)]
     temperature: Annotated[int, Bound(100 * MILLION)]
@@ -108,6 +114,65 @@ class Opened:
     """The place is reserved."""
 
     epoch: int
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Entry to a stage that stays in a session: the route is another, and what waits or is under way is void.
+
+    The stage drops all frames of lower epochs from here on, and forgets positions from ``position`` on: those that the
+    entry's log does not prove, or that have to pass once more for a token to be drawn.
+    """
+
+    session: SessionId
+    epoch: int
+    route: Route
+    stage: Annotated[int, Bound(MAX_STAGES - 1)]
+    position: Position
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What the stage holds: positions 0 to ``held`` - 1, and of what it sent for these those from ``journal`` on."""
+
+    epoch: int
+    held: Position
+    journal: Position
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Entry to a stage: forget positions from ``keep`` on, and send the next stage those from ``send_from`` on.
+
+    Those below ``keep`` come from the journal, the others follow when they are computed.
+    """
+
+    session: SessionId
+    epoch: int
+    keep: Position
+    send_from: Position
+
+
+@dataclass(frozen=True)
+class Replaying:
+    """The stage has begun to."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Entry to a stage: tell how far the session got there."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Positions below ``computed`` are done here; ``waiting`` positions of all sessions stand in front of the stage."""
+
+    computed: Position
+    waiting: Position
 
 
 @dataclass(frozen=True)
@@ -152,7 +217,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Failed:
-    """A stage to the entry: this session cannot go on here. ``culprit`` is the peer at fault, "" for the sender."""
+    """A stage to the entry: this session cannot go on along its route.
+
+    ``culprit`` is the peer at fault, "" for the sender.
+    """
 
     session: SessionId
     epoch: int
@@ -162,9 +230,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Close:
-    """Entry to a stage: forget the session."""
+    """Entry to a stage: forget the session, as it was up to this epoch."""
 
     session: SessionId
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -190,6 +259,10 @@ class Answer:
 FRAMES: tuple[type, ...] = (Tokens, Activations, Drawn, Failed, Close)
 
 OPEN = Method("/blyan/open/1", Open, Opened, max_request=16_384, max_response=64, timeout=10)
+RESUME = Method("/blyan/resume/1", Resume, Resumed, max_request=16_384, max_response=64, timeout=20)
+"""The time out leaves room for a step that is under way, which has to end first."""
+REPLAY = Method("/blyan/replay/1", Replay, Replaying, max_request=64, max_response=64, timeout=20)
+PROBE = Method("/blyan/probe/1", Probe, Probed, max_request=64, max_response=64, timeout=5)
 
 CHALLENGE = Method("/blyan/challenge/1", Challenge, Answer, max_request=256, max_response=512, timeout=20)
 

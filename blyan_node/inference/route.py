@@ -8,6 +8,7 @@ from left to right finds the shortest path.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from blyan_node.errors import ModelUnavailable
@@ -74,7 +75,7 @@ def plan(
     spans = [span for span in affordable if not measurements.standing.is_distrusted(span[0].peer, now)]
     reliable = [span for span in spans if not measurements.avoided(span[0].peer, now)]
     for candidates in (reliable, spans):
-        if legs := _shortest(candidates, len(unit_names), measurements, me):
+        if legs := _shortest(candidates, range(len(unit_names)), measurements, me, start=me):
             return legs
     served = {unit for _, first, last in spans for unit in range(first, last + 1)}
     missing = [name for unit, name in enumerate(unit_names) if unit not in served]
@@ -84,15 +85,60 @@ def plan(
     )
 
 
-def _shortest(
-    spans: list[tuple[Seen, int, int]], units: int, measurements: Measurements, me: PeerId
+def mend(
+    legs: tuple[Leg, ...],
+    lost: Collection[PeerId],
+    view: SwarmView,
+    model: bytes,
+    version: bytes,
+    measurements: Measurements,
+    *,
+    me: PeerId,
+    now: float,
 ) -> tuple[Leg, ...] | None:
-    # best[b][peer] = (cost, legs) of the cheapest way to have units 0..b-1 done with the result at peer
-    best: list[dict[PeerId, tuple[float, tuple[Leg, ...]]]] = [{} for _ in range(units + 1)]
-    best[0][me] = (0.0, ())
+    """Return a route in which the legs of ``lost`` peers are taken over by others, any number for each gap.
+
+    The other legs stay as they are. A lost peer, or one that failed lately, is used only where nobody else will do;
+    one that computed a challenge wrongly, never. None where there is no such route.
+    """
+    units = legs[-1].last + 1
+    mended: list[Leg] = []
+    stay = [leg for leg in legs if leg.peer not in lost]
+    ends = [Leg(me, units, units)]
+    for leg in (*stay, *ends):
+        begin = mended[-1].last + 1 if mended else 0
+        if begin < leg.first:
+            busy = {one.peer for one in (*mended, *stay)}
+            spans = [
+                (seen, held.first, held.last)
+                for seen, held in view.serving(model, version, units, now)
+                if seen.peer not in busy and not measurements.standing.is_distrusted(seen.peer, now)
+            ]
+            trusted = [
+                span for span in spans if not measurements.avoided(span[0].peer, now) and span[0].peer not in lost
+            ]
+            start = PeerId(mended[-1].peer) if mended else me
+            gap = range(begin, leg.first)
+            filled = _shortest(trusted, gap, measurements, me, start=start)
+            filled = filled or _shortest(spans, gap, measurements, me, start=start)
+            if not filled:
+                return None
+            mended += filled
+        mended.append(leg)
+    del mended[-1]
+    return tuple(mended) if len(mended) <= MAX_STAGES else None
+
+
+def _shortest(
+    spans: list[tuple[Seen, int, int]], units: range, measurements: Measurements, me: PeerId, *, start: PeerId
+) -> tuple[Leg, ...] | None:
+    """The cheapest legs over consecutive ``units`` for an activation that is at ``start``."""
+    # best[b][peer] = (cost, legs) of the cheapest way to have all units before b done with the result at peer
+    best: dict[int, dict[PeerId, tuple[float, tuple[Leg, ...]]]] = {unit: {} for unit in (*units, units.stop)}
+    best[units.start][start] = (0.0, ())
     # It pays to hand over only where the giver's range ends or the taker's begins.
-    joints = sorted({last + 1 for _, _, last in spans} | {first for _, first, _ in spans})
-    for boundary in range(units):
+    joints = sorted({last + 1 for _, _, last in spans} | {first for _, first, _ in spans} | {units.stop})
+    for boundary in units:
         if not best[boundary]:
             continue
         for seen, first, last in spans:
@@ -109,13 +155,13 @@ def _shortest(
             cost, legs = min(ways, key=lambda way: way[0])
             cost += seen.heartbeat.queue * seen.heartbeat.layer_us / 1e6
             for end in joints:
-                if boundary < end <= last + 1:
+                if boundary < end <= min(last + 1, units.stop):
                     total = cost + (end - boundary) * seen.heartbeat.layer_us / 1e6
                     if seen.peer not in best[end] or total < best[end][seen.peer][0]:
                         best[end][seen.peer] = (total, (*legs, Leg(seen.peer, boundary, end - 1)))
-    if not best[units]:
+    if not best[units.stop]:
         return None
-    return min(best[units].values(), key=lambda found: found[0])[1]
+    return min(best[units.stop].values(), key=lambda found: found[0])[1]
 
 
 def _way(here: PeerId, there: PeerId, me: PeerId, measurements: Measurements) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from blyan_node.errors import ProtocolViolation
+from blyan_node.errors import ProtocolViolation, Refused
 from blyan_node.inference.generation import Sampling
-from blyan_node.inference.messages import MILLION, Leg, Open
+from blyan_node.inference.messages import MILLION, Leg, Open, Resume
 from blyan_node.model.activation import Activation
 from blyan_node.model.cache import Cache
 from blyan_node.model.shard import Shard
@@ -30,6 +30,7 @@ class Loaded:
 class Input:
     """What waits to be computed: token ids on stage 0, activations elsewhere."""
 
+    epoch: int
     position: int
     count: int
     more: bool
@@ -43,7 +44,8 @@ class Input:
 class Seat:
     """A session's place here, on the shard that it began on, whatever was loaded since.
 
-    ``inputs`` is bounded by the session's own limit: positions only go forward, up to it.
+    ``inputs`` is bounded by the session's own limit: positions only go forward, up to it. A seat goes through the
+    epochs of its session: ``open`` always tells the route of the newest.
     """
 
     open: Open
@@ -54,6 +56,9 @@ class Seat:
     touched: float = 0.0
     inputs: deque[Input] = field(default_factory=deque)
     computing: bool = False  # a step uses the cache: it must not be freed
+    send_from: int = 0  # the next stage has all positions before
+    replay: range = range(0)  # positions that are still to be sent out of the journal, before anything is computed
+    blamed: set[PeerId] = field(default_factory=set)  # whose loss the entry was told of in this epoch
 
     @property
     def leg(self) -> Leg:
@@ -97,6 +102,20 @@ class Seat:
     def beside(self) -> frozenset[PeerId]:
         """Whom this stage hears from or sends to; without one of them the session cannot go on."""
         return self.after | {self.before} | ({self.drawer} if self.open.stage == 0 else set())
+
+    def resume(self, request: Resume) -> None:
+        """Take the place in another route. Raises Refused where that is not the seat's to take."""
+        if request.epoch <= self.open.epoch:
+            raise Refused(f"the session is at epoch {self.open.epoch} already")
+        if request.stage >= len(request.route) or request.route[request.stage] != self.leg:
+            raise Refused("the route does not name this peer with the units that the session runs here")
+        check_route(request.route, len(self.shard.spec.units))
+        if request.position >= self.open.limit:
+            raise Refused(f"position {request.position} of a session of {self.open.limit}")
+        self.open = replace(self.open, epoch=request.epoch, route=request.route, stage=request.stage)
+        self.inputs.clear()
+        self.blamed.clear()
+        self.send_from, self.replay = 0, range(0)
 
     @property
     def sampling(self) -> Sampling:

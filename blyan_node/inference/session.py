@@ -1,9 +1,9 @@
 """The entry side of a prompt's journey: from text to a route, through it, and back to text.
 
-Top to bottom: :meth:`Entry.generate` renders and tokenizes; plans a route and opens a session on each of its stages;
-sends the token ids to stage 0; reads the tokens that the last stage draws; turns them into text. The entry's token log
-is the only authority on what was generated: when a stage is lost, a new route takes the whole log as its prompt and
-goes on from there, and since draws are keyed by (seed, position), no emitted token changes.
+Top to bottom: :meth:`Entry.generate` renders and tokenizes; plans a route and has a seat on each of its stages; sends
+the token ids to stage 0; reads the tokens that the last stage draws; turns them into text. The entry's token log is the
+only authority on what was generated: when a stage is lost, others take over its range, the log says from where each
+stage has to go on, and since draws are keyed by (seed, position), no emitted token changes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import logging
 import secrets
 import statistics
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, aclosing
 
 import trio
 
@@ -22,13 +21,14 @@ from blyan_node.errors import GenerationFailed, ModelUnavailable, Overloaded, Pe
 from blyan_node.inference.generation import Event, Finished, Generate, Hop, Piece, Sampling, Started
 from blyan_node.inference.heart import Heart
 from blyan_node.inference.library import Known, Library
-from blyan_node.inference.messages import MILLION, OPEN, Close, Drawn, Failed, Leg, Open, Tokens, Trace
+from blyan_node.inference.messages import MILLION, Drawn, Failed, Leg, Open, Tokens
+from blyan_node.inference.patience import suspects
 from blyan_node.inference.pipeline import Pipeline
-from blyan_node.inference.route import Measurements, plan
+from blyan_node.inference.route import Measurements, mend, plan
+from blyan_node.inference.seating import Seating, Session, SessionLost
 from blyan_node.inference.stage import Stage
 from blyan_node.inference.swarm import SwarmView
 from blyan_node.inference.text import TextStream
-from blyan_node.p2p import rpc
 from blyan_node.p2p.peers import Peers
 from blyan_node.p2p.transport import Network, PeerId
 from blyan_node.worker import Lane
@@ -37,35 +37,10 @@ log = logging.getLogger(__name__)
 
 CHUNK = 128  # positions of a prompt that travel together: long prompts let the steps of others in between
 DEFAULT_COMPLETION = 512  # tokens, where the caller sets no bound
-ATTEMPTS = 5
-STALL = 30.0  # seconds without a token, besides those that the prompt may take
-PREFILL_RATE = 20.0  # positions per second that the slowest route is granted
+ATTEMPTS = 5  # to find a route that brings a token, in a row
+RETRY_FIRST = 0.1  # seconds before the third attempt, in which the view may learn who is gone; doubles with each
 PATIENCE = 30.0  # seconds that a generation under way waits for somebody to take over lost layers
 MAX_SESSIONS = 1024
-
-
-class SessionLost(PeerError):
-    """A session cannot go on along its route; ``culprit`` is the peer to avoid."""
-
-    def __init__(self, reason: str, culprit: PeerId) -> None:
-        super().__init__(reason)
-        self.culprit = culprit
-
-
-@dataclass
-class Session:
-    """One attempt at a generation: a route that is open, and what comes back along it."""
-
-    id: bytes
-    legs: tuple[Leg, ...]
-    mailbox: trio.MemorySendChannel[Drawn | SessionLost]
-    incoming: trio.MemoryReceiveChannel[Drawn | SessionLost]
-    traces: list[Trace] = field(default_factory=list)
-
-    @property
-    def drawer(self) -> PeerId:
-        """The last stage, from which tokens come."""
-        return PeerId(self.legs[-1].peer)
 
 
 class Entry:
@@ -86,7 +61,8 @@ class Entry:
     ) -> None:
         self._disk = disk
         self._network, self._peers, self._pipeline, self._view = network, peers, pipeline, view
-        self._heart, self._library, self._stage, self._context_limit = heart, library, stage, context_limit
+        self._heart, self._library, self._context_limit = heart, library, context_limit
+        self._seating = Seating(network, peers, pipeline, stage)
         self.measurements = Measurements()
         self.sessions: dict[bytes, Session] = {}
         pipeline.on(Drawn, self._on_drawn)
@@ -112,46 +88,52 @@ class Entry:
         text = TextStream(known.tokenizer.stream(), request.stop)
         reason, failures, started = "length", 0, False
         hops: tuple[Hop, ...] = ()
-
-        while True:
-            before = len(tokens)
-            try:
-                legs = await self._plan(model, known, patience=PATIENCE if started else 0.0)
-                async with self._open(model, known, legs, limit, request.sampling) as session:
+        session = Session(_opening(model, known, limit, request.sampling))
+        self.sessions[session.id] = session
+        try:
+            while True:
+                try:
+                    if not session.flows:
+                        await self._set_flowing(session, known, tokens, patience=PATIENCE if started else 0.0)
+                        if not started:
+                            started = True
+                            yield Started(model.name, prompt_tokens, self._hops(known, session))
+                    if len(tokens) >= limit:
+                        break
+                    token = await self._next(session, known, len(tokens))
+                except ModelUnavailable as error:
                     if not started:
-                        started = True
-                        yield Started(model.name, prompt_tokens, self._hops(known, session))
-                    await self._send_prompt(session, tokens)
-                    grace = STALL + len(tokens) / PREFILL_RATE
-                    while len(tokens) < limit:
-                        token = await self._next(session, known, len(tokens), grace)
-                        first_at, grace = first_at or trio.current_time(), STALL
-                        if token in known.tokenizer.eos_ids:
-                            reason = "stop"
-                            break
-                        tokens.append(token)
-                        if piece := text.push(token):
-                            yield Piece(piece, len(tokens) - prompt_tokens)
-                        if text.stopped:
-                            reason = "stop"
-                            break
-                    hops = self._hops(known, session)
-                    for leg in session.legs:
-                        self.measurements.succeeded(PeerId(leg.peer))
-                break
-            except ModelUnavailable as error:
-                if not started:
-                    raise
-                raise GenerationFailed(
-                    f"layers were lost and nobody took them over: {error}", partial=text.text
-                ) from error
-            except PeerError as error:
-                failures = 1 if len(tokens) > before else failures + 1  # a route that brought tokens was a good one
-                log.warning("generation lost its route (%s), attempt %d", error, failures)
-                if failures == ATTEMPTS:
-                    if isinstance(error, Refused) and not started:
-                        raise Overloaded(f"no route had room for this generation: {error}") from error
-                    raise GenerationFailed(f"{failures} routes failed; the last: {error}", partial=text.text) from error
+                        raise
+                    raise GenerationFailed(
+                        f"layers were lost and nobody took them over: {error}", partial=text.text
+                    ) from error
+                except PeerError as error:
+                    failures += self._give_up(session, error)
+                    log.warning("a generation goes on along another route, attempt %d: %s", failures, error)
+                    if failures == ATTEMPTS:
+                        if isinstance(error.__cause__, Refused) and not started:
+                            raise Overloaded(f"no route had room for this generation: {error}") from error
+                        raise GenerationFailed(
+                            f"{failures} routes failed; the last: {error}", partial=text.text
+                        ) from error
+                    await trio.sleep(RETRY_FIRST * 2 ** (failures - 2) if failures > 1 else 0)
+                    continue
+                failures, first_at = 0, first_at or trio.current_time()  # a route that brings tokens is a good one
+                if token in known.tokenizer.eos_ids:
+                    reason = "stop"
+                    break
+                tokens.append(token)
+                if piece := text.push(token):
+                    yield Piece(piece, len(tokens) - prompt_tokens)
+                if text.stopped:
+                    reason = "stop"
+                    break
+            hops = self._hops(known, session)
+            for peer in session.peers:
+                self.measurements.succeeded(peer)
+        finally:
+            del self.sessions[session.id]
+            self._seating.close(session)
         if rest := text.finish():
             yield Piece(rest, len(tokens) - prompt_tokens)
         reason = "stop" if text.stopped else reason
@@ -168,106 +150,121 @@ class Entry:
 
     # --- a route ---
 
-    @asynccontextmanager
-    async def _open(
-        self, model: ModelEntry, known: Known, legs: tuple[Leg, ...], limit: int, sampling: Sampling
-    ) -> AsyncIterator[Session]:
-        """Reserve a place on each stage of a route at once; on the way out, free them again."""
-        mailbox, incoming = trio.open_memory_channel[Drawn | SessionLost](limit + 1)
-        session = Session(secrets.token_bytes(16), legs, mailbox, incoming)
-        self.sessions[session.id] = session
-        try:
-            refusals: list[SessionLost] = []
-            async with trio.open_nursery() as nursery:
-                for index in range(len(legs)):
-                    request = _opening(session, index, model, known, limit, sampling)
-                    nursery.start_soon(self._open_stage, request, refusals)
-            if refusals:
-                for refusal in refusals:
-                    self.measurements.failed(refusal.culprit, trio.current_time())
-                raise refusals[0].__cause__ or refusals[0]
-            try:
-                yield session
-            except SessionLost as lost:
-                self.measurements.failed(lost.culprit, trio.current_time())
-                raise
-        finally:
-            del self.sessions[session.id]
-            for leg in legs:
-                self._pipeline.post(PeerId(leg.peer), Close(session.id))
+    async def _set_flowing(self, session: Session, known: Known, tokens: list[int], *, patience: float) -> None:
+        """Begin an epoch: a route on which all that was lost is replaced, and the log under way along it."""
+        legs = await self._plan(session, known, patience=patience)
+        # the last position passes in any case: a token is drawn from it
+        start = await self._seating.take(session, legs, len(tokens) - 1)
+        await self._send_log(session, tokens, start)
+        session.grace = session.patience.prefill(len(tokens))
+        session.flows = True
 
-    async def _plan(self, model: ModelEntry, known: Known, *, patience: float) -> tuple[Leg, ...]:
-        """The best route now; where there is none, wait up to ``patience`` seconds for peers to fill the gap."""
+    async def _plan(self, session: Session, known: Known, *, patience: float) -> tuple[Leg, ...]:
+        """The best route now that keeps the survivors of the last one, or else the best of all.
+
+        Where there is none, wait up to ``patience`` seconds for peers to fill the gap; raise ModelUnavailable then.
+        """
+        me, units, opening = self._network.peer_id, known.spec.units, session.opening
         deadline = trio.current_time() + patience
         while True:
             seen, now = self._heart.changed.count, trio.current_time()
             for peer in self._view.active(now):
                 if rtt := self._pipeline.round_trip(peer):
                     self.measurements.round_trips[peer] = rtt
-            me, units = self._network.peer_id, known.spec.units
+            whose = (self._view, opening.model, opening.version)
+            if session.legs and (legs := mend(session.legs, session.lost, *whose, self.measurements, me=me, now=now)):
+                return legs
             try:
-                return plan(self._view, model.id, model.version, units, self.measurements, me=me, now=now)
+                return plan(*whose, units, self.measurements, me=me, now=now)
             except ModelUnavailable:
                 if now >= deadline:
                     raise
             await self._heart.changed.after(seen, most=min(1.0, deadline - now))
 
-    async def _open_stage(self, request: Open, refusals: list[SessionLost]) -> None:
-        peer = PeerId(request.route[request.stage].peer)
-        try:
-            if peer == self._network.peer_id:
-                await self._stage.open(peer, request)
-            else:
-                await self._peers.ensure(peer)
-                await rpc.call(self._network, peer, OPEN, request)
-        except PeerError as error:
-            lost = SessionLost(f"{peer} did not open: {error}", peer)
-            lost.__cause__ = error
-            refusals.append(lost)
+    def _give_up(self, session: Session, error: PeerError) -> bool:
+        """Note who is to be replaced, and avoid those who failed; False where somebody just leaves."""
+        session.flows = False
+        if isinstance(error, SessionLost):
+            session.lost.add(error.culprit)
+        for peer in session.lost - session.leaving:
+            self.measurements.failed(peer, trio.current_time())
+        return not (isinstance(error, SessionLost) and error.culprit in session.leaving)
 
     # --- along it ---
 
-    async def _send_prompt(self, session: Session, tokens: list[int]) -> None:
-        """Send the whole log to stage 0, in chunks; the last one asks for a token."""
+    async def _send_log(self, session: Session, tokens: list[int], start: int) -> None:
+        """Send the log from ``start`` on to stage 0, in chunks; the last one asks for a token."""
         first = PeerId(session.legs[0].peer)
-        for start in range(0, len(tokens), CHUNK):
-            ids = tuple(tokens[start : start + CHUNK])
+        for begin in range(start, len(tokens), CHUNK):
+            ids = tuple(tokens[begin : begin + CHUNK])
+            more = begin + CHUNK < len(tokens)
             try:
-                await self._pipeline.send(first, Tokens(session.id, 0, start, ids, start + CHUNK < len(tokens)))
+                await self._pipeline.send(first, Tokens(session.id, session.epoch, begin, ids, more))
             except PeerError as error:
                 raise SessionLost(str(error), first) from error
 
-    async def _next(self, session: Session, known: Known, position: int, grace: float) -> int:
-        """The token at ``position``. Raises SessionLost, also where none comes for ``grace`` seconds."""
-        with trio.move_on_after(grace) as waited:
+    async def _next(self, session: Session, known: Known, position: int) -> int:
+        """The token at ``position``. Raises SessionLost, also where none comes for as long as the session allows."""
+        began, item = trio.current_time(), None
+        with trio.move_on_after(session.grace):
             item = await session.incoming.receive()
-        if waited.cancelled_caught:
-            raise SessionLost(f"no token came for {grace:.0f} s", PeerId(session.legs[0].peer))
+        if item is None:
+            item = await self._wait_on(session, position)
         if isinstance(item, SessionLost):
             raise item
         if item.position != position:
             raise SessionLost(f"a token for position {item.position} where {position} was due", session.drawer)
         if item.token >= known.spec.vocab_size:
             raise SessionLost(f"token {item.token} of a vocabulary of {known.spec.vocab_size}", session.drawer)
+        if session.traces:  # the first token of an epoch has the prompt or a recovery before it
+            session.patience.took(trio.current_time() - began)
         session.traces.append(item.trace)
+        session.grace = session.patience.step()
         return item.token
+
+    async def _wait_on(self, session: Session, position: int) -> Drawn | SessionLost:
+        """A token is overdue: find out who holds it up, and wait on only for what stands in front of that stage."""
+        answers = await self._seating.probe(session)
+        session.patience.stalls += 1
+        computed = [answer.computed if answer else None for answer in answers]
+        late = suspects(computed, position, session.patience.stalls)
+        waiting = answer.waiting if (answer := answers[late[0]]) else 0
+        with trio.move_on_after(session.patience.queue(waiting)):
+            return await session.incoming.receive()
+        culprits = [PeerId(session.legs[index].peer) for index in late]
+        session.lost.update(culprits)
+        return SessionLost(f"no token came for {session.grace:.0f} s: {', '.join(culprits)} held it up", culprits[0])
 
     def _on_drawn(self, peer: PeerId, frame: Drawn) -> None:
         session = self.sessions.get(frame.session)
-        if session is not None and session.drawer == peer:
+        if session is not None and session.epoch == frame.epoch and session.drawer == peer:
             _post(session, frame)
 
     def _on_failed(self, peer: PeerId, frame: Failed) -> None:
         session = self.sessions.get(frame.session)
-        named = {leg.peer for leg in session.legs} if session is not None else set()
-        if session is not None and peer in named:
-            culprit = frame.culprit if frame.culprit in named else peer
+        if session is not None and session.epoch == frame.epoch and peer in session.peers:
+            culprit = frame.culprit if frame.culprit in session.peers else peer
             _post(session, SessionLost(f"{peer}: {frame.reason}", PeerId(culprit)))
 
     def _on_lost(self, peer: PeerId) -> None:
         for session in self.sessions.values():
-            if any(leg.peer == peer for leg in session.legs):
+            if peer in session.peers:
                 _post(session, SessionLost(f"lost {peer}", peer))
+
+    async def run(self) -> None:
+        """Move sessions off peers that say they leave, while these still serve them; until cancelled."""
+        seen = 0
+        while True:
+            seen = await self._heart.changed.after(seen)
+            now, me = trio.current_time(), self._network.peer_id
+            leaving = self._view.leaving(now) - {me}
+            for session in self.sessions.values():
+                for peer in session.peers & leaving - session.leaving:
+                    opening = session.opening
+                    whose = (self._view, opening.model, opening.version)
+                    if mend(session.legs, {peer}, *whose, self.measurements, me=me, now=now):
+                        session.leaving.add(peer)
+                        _post(session, SessionLost(f"{peer} is leaving", peer))
 
     def _hops(self, known: Known, session: Session) -> tuple[Hop, ...]:
         """What is known of each stage by now: medians over the decode steps (the first trace is the prefill's)."""
@@ -294,14 +291,15 @@ def _post(session: Session, item: Drawn | SessionLost) -> None:
         log.warning("dropped a frame for a session whose mailbox is full")
 
 
-def _opening(session: Session, index: int, model: ModelEntry, known: Known, limit: int, sampling: Sampling) -> Open:
+def _opening(model: ModelEntry, known: Known, limit: int, sampling: Sampling) -> Open:
+    """What all stages of a new session are told; the route comes with each epoch."""
     return Open(
-        session=session.id,
+        session=secrets.token_bytes(16),
         epoch=0,
         model=model.id,
         version=model.version,
-        route=session.legs,
-        stage=index,
+        route=(),
+        stage=0,
         limit=limit,
         temperature=round(sampling.temperature * MILLION),
         top_p=round(sampling.top_p * MILLION),

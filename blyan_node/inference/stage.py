@@ -2,7 +2,9 @@
 
 A stage holds one shard. Each session has a seat on it: its cache, its place in the route, and the inputs that wait.
 One task gathers whatever is ready, of all sessions, into a batch, runs the layers once on the compute lane, and sends
-each result to where its session goes next; the last stage draws the token.
+each result to where its session goes next; the last stage draws the token. What was sent is remembered in a journal,
+and a seat outlives the loss of the peers beside it, for its entry to mend the route
+(:mod:`blyan_node.inference.resuming`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from functools import partial
 import trio
 
 from blyan_node.errors import Overloaded, PeerError, Refused, RuleError
+from blyan_node.inference.journal import Journals
 from blyan_node.inference.messages import (
     OPEN,
     Activations,
@@ -26,6 +29,7 @@ from blyan_node.inference.messages import (
     Tokens,
 )
 from blyan_node.inference.pipeline import Pipeline
+from blyan_node.inference.resuming import Floor, Resuming
 from blyan_node.inference.seat import Input, Loaded, Seat, check_route, sampling_of
 from blyan_node.model.activation import DTYPES, Activation
 from blyan_node.model.sampler import check_sampling
@@ -47,15 +51,18 @@ MAX_CLOSED = 4096  # sessions known to have been closed before they were opened
 class Stage:
     """Serves sessions on the shard that is loaded, if any."""
 
-    def __init__(self, network: Network, pipeline: Pipeline, compute: Lane) -> None:
+    def __init__(self, network: Network, pipeline: Pipeline, compute: Lane, *, journal_limit: int) -> None:
         self._network, self._pipeline, self._compute = network, pipeline, compute
         self.loaded: Loaded | None = None
         """What new sessions get; those under way keep the shard that they began on."""
         self.seats: dict[bytes, Seat] = {}
         self.layer_us = 1000  # smoothed microseconds per layer and decode step; a guess until measured
-        self._ready = Pulse()
+        self._ready, self._stepped = Pulse(), Pulse()
         self._arrivals = 0
-        self._closed: OrderedDict[tuple[PeerId, bytes], None] = OrderedDict()
+        self._closed: OrderedDict[tuple[PeerId, bytes], int] = OrderedDict()  # up to which epoch
+        self.journals = Journals(journal_limit)
+        floor = Floor(self.seats, self._settled, self._ready.beat, self._fail, self._post)
+        self.resuming = Resuming(pipeline, self.journals, floor)
         pipeline.on(Tokens, self._on_tokens)
         pipeline.on(Activations, self._on_activations)
         pipeline.on(Drawn, self._on_drawn)
@@ -66,6 +73,7 @@ class Stage:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         rpc.serve(self._network, OPEN, self.open, concurrency=64)
+        self.resuming.serve(self._network)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire)
             task_status.started()
@@ -74,11 +82,12 @@ class Stage:
                 seen = await self._ready.after(seen)
                 while batch := self._gather():
                     await self._step(batch)
+                    self._stepped.beat()
 
     def memory_used(self) -> int:
-        """Bytes of the weights that are loaded and of all sessions' caches: what the memory limit is for."""
+        """Bytes of the weights that are loaded and of all sessions' caches and journals: what the limit is for."""
         weights = self.loaded.size if self.loaded else 0
-        return weights + sum(seat.cache_bytes for seat in self.seats.values())
+        return weights + self.journals.size + sum(seat.cache_bytes for seat in self.seats.values())
 
     @property
     def is_waiting(self) -> bool:
@@ -96,9 +105,8 @@ class Stage:
 
     async def open(self, peer: PeerId, request: Open) -> Opened:
         """Reserve a seat, or raise Refused with the reason, ProtocolViolation for a route that cannot be."""
-        if request.session in self.seats:
-            raise Refused("the session is open already")
-        if (peer, request.session) in self._closed:
+        await self._give_way(peer, request)
+        if request.epoch <= self._closed.get((peer, request.session), -1):
             raise Refused("the session was closed before this request to open it arrived")
         if len(self.seats) >= MAX_SEATS:
             raise Refused(f"all {MAX_SEATS} places are taken")
@@ -122,6 +130,22 @@ class Stage:
         self.seats[request.session] = Seat(request, peer, loaded.shard, cache, touched=trio.current_time())
         return Opened(request.epoch)
 
+    async def _give_way(self, peer: PeerId, request: Open) -> None:
+        """Leave an older seat of the session, in which the entry gives this stage other units to run."""
+        seat = self.seats.get(request.session)
+        if seat is None:
+            return
+        if seat.entry != peer or request.epoch <= seat.open.epoch:
+            raise Refused("the session is open already")
+        await self._settled(seat)
+        self._leave(seat)
+
+    async def _settled(self, seat: Seat) -> None:
+        """Wait until no step uses a seat's cache."""
+        seen = self._stepped.count
+        while seat.computing:
+            seen = await self._stepped.after(seen)
+
     def _check_share(self, peer: PeerId, shard: Shard, tokens: int) -> None:
         """Let no peer take all seats or all the cache: something is left for whoever comes next.
 
@@ -139,15 +163,16 @@ class Stage:
     def _on_close(self, peer: PeerId, frame: Close) -> None:
         seat = self.seats.get(frame.session)
         if seat is None:  # it may have overtaken its Open, which comes by a stream of its own
-            self._closed[peer, frame.session] = None
+            self._closed[peer, frame.session] = frame.epoch
             if len(self._closed) > MAX_CLOSED:
                 self._closed.popitem(last=False)
-        elif seat.entry == peer:
+        elif seat.entry == peer and seat.open.epoch <= frame.epoch:
             self._leave(seat)
 
     def _leave(self, seat: Seat) -> None:
         if self._is_seated(seat):
             del self.seats[seat.open.session]
+            self.journals.drop(seat.open.session)
             seat.inputs.clear()
             if not seat.computing:
                 seat.cache.close()
@@ -159,15 +184,23 @@ class Stage:
         """End a session here, unless it has ended, and have its entry told."""
         if self._is_seated(seat):
             self._leave(seat)
-            frame = Failed(seat.open.session, seat.open.epoch, reason[:400], culprit)
-            self._pipeline.post(seat.entry, frame)
+            self._tell(seat, reason, culprit)
+
+    def _miss(self, seat: Seat, peer: PeerId, reason: str) -> None:
+        """Have the entry told, once, that a peer beside this seat is lost; the seat waits for a mended route."""
+        if self._is_seated(seat) and peer not in seat.blamed:
+            seat.blamed.add(peer)
+            self._tell(seat, reason, peer)
+
+    def _tell(self, seat: Seat, reason: str, culprit: str) -> None:
+        self._pipeline.post(seat.entry, Failed(seat.open.session, seat.open.epoch, reason[:400], culprit))
 
     def _on_lost(self, peer: PeerId) -> None:
         for seat in list(self.seats.values()):
             if seat.entry == peer:
                 self._leave(seat)
             elif peer in seat.beside:
-                self._fail(seat, f"lost {peer}", culprit=peer)
+                self._miss(seat, peer, f"lost {peer}")
 
     async def _expire(self) -> None:
         while True:
@@ -181,7 +214,9 @@ class Stage:
     def _on_tokens(self, peer: PeerId, frame: Tokens) -> None:
         seat = self._seat_for(frame, peer, first=True)
         if seat is not None:
-            self._enqueue(seat, peer, Input(frame.position, len(frame.ids), frame.more, frame.ids, None, ()))
+            self._enqueue(
+                seat, peer, Input(frame.epoch, frame.position, len(frame.ids), frame.more, frame.ids, None, ())
+            )
 
     def _on_activations(self, peer: PeerId, frame: Activations) -> None:
         seat = self._seat_for(frame, peer, first=False)
@@ -196,7 +231,9 @@ class Stage:
         except RuleError as error:
             self._fail(seat, str(error), culprit=peer)
             return
-        self._enqueue(seat, peer, Input(frame.position, frame.count, frame.more, None, activation, frame.trace))
+        self._enqueue(
+            seat, peer, Input(frame.epoch, frame.position, frame.count, frame.more, None, activation, frame.trace)
+        )
 
     def _on_drawn(self, peer: PeerId, frame: Drawn) -> None:
         """Stage 0 feeds the token that the last stage drew into the next round."""
@@ -204,7 +241,7 @@ class Stage:
         if seat is None or seat.open.epoch != frame.epoch or seat.open.stage != 0 or seat.drawer != peer:
             return  # this node is the entry of that session, or it is over
         if frame.token not in seat.open.stop_tokens and frame.position + 1 < seat.open.limit:
-            self._enqueue(seat, peer, Input(frame.position, 1, False, (frame.token,), None, ()))
+            self._enqueue(seat, peer, Input(frame.epoch, frame.position, 1, False, (frame.token,), None, ()))
 
     def _seat_for(self, frame: Tokens | Activations, peer: PeerId, *, first: bool) -> Seat | None:
         """The seat that a frame is for; None where it is over, stale, or the frame is not that peer's to send.
@@ -238,7 +275,7 @@ class Stage:
         All of a batch run over the same units of one shard as the oldest: sessions whose routes cut it elsewhere get
         their own. What is bound for a peer that is slow to take it waits here.
         """
-        ready = [seat for seat in self.seats.values() if seat.inputs and not any(map(self._is_congested, seat.after))]
+        ready = [seat for seat in self.seats.values() if self._is_ready(seat)]
         if not ready:
             return []
         oldest = min(ready, key=lambda seat: seat.inputs[0].number)
@@ -252,8 +289,9 @@ class Stage:
             batch.append((seat, seat.inputs.popleft()))
         return batch
 
-    def _is_congested(self, peer: PeerId) -> bool:
-        return self._pipeline.is_congested(peer)
+    def _is_ready(self, seat: Seat) -> bool:
+        """Tell whether a seat's next input may be computed: what comes of it has to be sent on, after all before it."""
+        return bool(seat.inputs) and not seat.replay and not any(map(self._pipeline.is_congested, seat.after))
 
     async def _step(self, batch: list[tuple[Seat, Input]]) -> None:
         """Run one batch and send every result to where its session goes next."""
@@ -301,20 +339,28 @@ class Stage:
 
     def _send_on(self, seat: Seat, item: Input, result: Result, spent: int) -> None:
         session, epoch = seat.open.session, seat.open.epoch
-        frame: Activations | Drawn
+        if isinstance(result, Activation):
+            self.journals.append(session, item.position, result)
+        if item.epoch != epoch:
+            return  # the session has gone on along another route meanwhile
         if isinstance(result, Activation):
             following = PeerId(seat.open.route[seat.open.stage + 1].peer)
             trace = (*item.trace, (spent, self._microseconds_to(following)))
-            frame = Activations(session, epoch, item.position, item.count, item.more, result.dtype, result.data, trace)
-        elif result is not None:
-            frame = Drawn(session, epoch, item.position + item.count, result.id, (*item.trace, (spent, 0)))
-        else:
-            return  # the last stage has nothing to say about a chunk in the middle of a prompt
-        for target in sorted(seat.after):
-            self._pipeline.post(target, frame, partial(self._on_undelivered, seat, target))
+            had = max(seat.send_from - item.position, 0)  # rows that the next stage has already
+            if had < item.count:
+                data = result.rows(had, item.count).data
+                position, count = item.position + had, item.count - had
+                self._post(seat, Activations(session, epoch, position, count, item.more, result.dtype, data, trace))
+        elif result is not None:  # the last stage has nothing to say about a chunk in the middle of a prompt
+            self._post(seat, Drawn(session, epoch, item.position + item.count, result.id, (*item.trace, (spent, 0))))
 
-    def _on_undelivered(self, seat: Seat, target: PeerId, error: PeerError) -> None:
-        self._fail(seat, f"could not reach {target}: {error}", culprit=target)
+    def _post(self, seat: Seat, frame: Activations | Drawn) -> None:
+        for target in sorted(seat.after):
+            self._pipeline.post(target, frame, partial(self._on_undelivered, seat, frame.epoch, target))
+
+    def _on_undelivered(self, seat: Seat, epoch: int, target: PeerId, error: PeerError) -> None:
+        if seat.open.epoch == epoch:
+            self._miss(seat, target, f"could not reach {target}: {error}")
 
     def _microseconds_to(self, peer: PeerId) -> int:
         return round(self._pipeline.round_trip(peer) / 2 * 1e6)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from blyan_node import codec
 from blyan_node.chain.keys import Key, digest, recover
 from blyan_node.errors import RuleError, SignatureError
-from blyan_node.inference.messages import SERVING, Heartbeat, Held, Signed
+from blyan_node.inference.messages import DRAINING, SERVING, Heartbeat, Held, Signed
 from blyan_node.p2p.identity import peer_id_of
 from blyan_node.p2p.transport import PeerId
 
@@ -109,6 +109,14 @@ class SwarmView:
     def serving(self, model: bytes, version: bytes, units: int, now: float) -> list[tuple[Seen, Held]]:
         """What active peers serve of one version of a model of so many units."""
         return [(seen, held) for seen, held in self.holding(model, version, units, now) if held.state == SERVING]
+
+    def leaving(self, now: float) -> set[PeerId]:
+        """The active peers that are about to go."""
+        return {
+            peer
+            for peer, seen in self.active(now).items()
+            if any(held.state == DRAINING for held in seen.heartbeat.held)
+        }
 
     def storing(self, model: bytes, unit: int, now: float) -> list[PeerId]:
         """The active peers that have a unit on disk."""

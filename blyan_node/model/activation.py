@@ -39,6 +39,14 @@ class Activation:
         if not finite:
             raise RuleError("activation with an infinity or NaN in it")
 
+    def rows(self, start: int, end: int) -> Activation:
+        """Rows ``start`` to ``end`` - 1, where 0 <= start < end <= the tokens that there are."""
+        count, hidden = self.shape
+        if (start, end) == (0, count):
+            return self
+        width = len(self.data) // count
+        return Activation(self.dtype, (end - start, hidden), self.data[start * width : end * width])
+
 
 def from_tensor(rows: torch.Tensor) -> Activation:
     """Copy rows [tokens, hidden] of float32 or bfloat16 into bytes."""

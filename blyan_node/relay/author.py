@@ -18,6 +18,7 @@ from blyan_node.relay.records import Submissions, now_ms
 log = logging.getLogger(__name__)
 
 GATHER = 0.05  # seconds in which records, or blocks to acknowledge, are gathered, so that one block does for them all
+GATHER_MOST = 0.4  # to which these grow while there is always something to write: a burst needs few blocks so
 LOOK_AGAIN = 1.0  # seconds after which to look even though nothing was told: records that are held back fall due
 ACKNOWLEDGEMENT = "ack"
 
@@ -63,12 +64,13 @@ class Author:
         return self._replica.final.state.may_author(self._key.address)
 
     async def _write_what_waits(self) -> None:
+        gather = GATHER
         while True:
             chain, records = self._to_carry()
             if not wants_to_write(self._pending(records)):
                 return
             if not records:
-                await trio.sleep(GATHER)
+                await trio.sleep(gather)
                 chain, records = self._to_carry()
                 if not wants_to_write(self._pending(records)):
                     return
@@ -76,7 +78,8 @@ class Author:
             block = await self._relay.write(records, chain=chain, type=kind)
             log.debug("%s wrote %s: %d records", show_address(self._key.address), block.id.hex(), len(records))
             self._submissions.mempool.prune(self._replica.view())
-            await trio.sleep(GATHER)  # what comes meanwhile shares the next block
+            await trio.sleep(gather)  # what comes meanwhile shares the next block
+            gather = min(2 * gather, GATHER_MOST)
 
     def _to_carry(self) -> tuple[str, tuple[Record, ...]]:
         mempool, view = self._submissions.mempool, self._replica.view()

@@ -24,6 +24,9 @@ from blyan_node.inference.messages import (
     HEARTBEAT_TOPIC,
     MAX_FRAME,
     OPEN,
+    PROBE,
+    REPLAY,
+    RESUME,
     SERVING,
     Activations,
     Close,
@@ -33,6 +36,9 @@ from blyan_node.inference.messages import (
     Leg,
     Open,
     Opened,
+    Probe,
+    Replay,
+    Resume,
     Stored,
     Tokens,
 )
@@ -204,16 +210,18 @@ async def test_a_session_is_opened_once_and_closed_by_its_entry_only(tmp_path: P
         await villain.open(villain.opening())
         with pytest.raises(Refused, match="open already"):
             await villain.open(villain.opening())
-        victim.service.pipeline.post(villain.target, Close(SESSION))  # from the victim itself, which is not its entry
+        victim.service.pipeline.post(
+            villain.target, Close(SESSION, 0)
+        )  # from the victim itself, which is not its entry
         assert SESSION in victim.service.stage.seats
-        await villain.send(Close(SESSION))
+        await villain.send(Close(SESSION, 0))
         await until(lambda: not victim.service.stage.seats)
 
 
 async def test_a_close_that_overtakes_its_open_leaves_no_seat(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with victim_and_villain(tmp_path) as (victim, villain):
         for _ in range(3):
-            await villain.send(Close(SESSION))
+            await villain.send(Close(SESSION, 0))
         await trio.sleep(1)
         with pytest.raises(Refused, match="closed before"):
             await villain.open(villain.opening())
@@ -282,7 +290,7 @@ async def test_frames_of_unknown_sessions_and_of_strangers_do_nothing(
             activations(),
             Drawn(SESSION, 0, 0, 1, ()),
             Failed(SESSION, 0, "x" * 2000, "y"),
-            Close(SESSION),
+            Close(SESSION, 0),
         ):
             await villain.send(frame)
         async with victim.service.generate(replace(GREEDY, max_tokens=40)) as stream:
@@ -294,7 +302,7 @@ async def test_frames_of_unknown_sessions_and_of_strangers_do_nothing(
                         Failed(session, 0, "no", villain.target),
                         Tokens(session, 0, 0, (1,), False),
                         activations(session=session),
-                        Close(session),
+                        Close(session, 0),
                     ):
                         await villain.send(forged)
                     await trio.sleep(0.1)
@@ -363,6 +371,155 @@ async def test_a_stage_told_to_send_to_nobody_fails_that_session(tmp_path: Path,
         assert villain.failures()[0].culprit == "nobody at all"
 
 
+# --- another epoch ---
+
+
+def resuming(villain: Villain, **changes: Any) -> Resume:
+    made = Resume(SESSION, 1, (Leg(villain.target, 0, UNITS - 1),), 0, 2)
+    return replace(made, **changes)
+
+
+async def fed(victim: Member, villain: Villain) -> None:
+    """A session of the villain's in which three positions are done."""
+    await villain.open(villain.opening())
+    await villain.send(Tokens(SESSION, 0, 0, (5, 6, 7), False))
+    await until(lambda: any(isinstance(frame, Drawn) and frame.position > 5 for frame in villain.heard))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"session": bytes(16)},
+        {"epoch": 0},
+        {"stage": 1},
+        {"route": (Leg("somebody", 0, UNITS - 1),)},
+        {"route": (Leg("somebody", 0, 2), Leg("somebody else", 3, UNITS - 1))},
+        {"position": 64},
+        {"position": 2**24},
+    ],
+)
+async def test_a_resume_that_cannot_be_is_refused_and_changes_nothing(
+    tmp_path: Path, autojump_clock: MockClock, changes: dict[str, Any]
+) -> None:
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        await fed(victim, villain)
+        seat = victim.service.stage.seats[SESSION]
+        with pytest.raises(Refused):
+            await rpc.call(villain.network, villain.target, RESUME, resuming(villain, **changes))
+        assert victim.service.stage.seats[SESSION] is seat
+        assert seat.open.epoch == 0
+
+
+async def test_a_resume_along_an_impossible_route_is_refused_and_costs_points(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        await villain.open(villain.opening(route=(Leg(villain.me, 0, 2), Leg(villain.target, 3, UNITS - 1)), stage=1))
+        wrong = (Leg(villain.me, 0, 1), Leg(villain.target, 3, UNITS - 1))
+        with pytest.raises(PeerError):
+            await rpc.call(villain.network, villain.target, RESUME, resuming(villain, route=wrong, stage=1))
+        assert victim.service.stage.seats[SESSION].open.epoch == 0
+
+
+@pytest.mark.parametrize("keep", [5, 2**24])
+async def test_a_replay_of_what_is_not_there_is_refused(tmp_path: Path, autojump_clock: MockClock, keep: int) -> None:
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        route = (Leg(villain.target, 0, 2), Leg(villain.me, 3, UNITS - 1))
+        await villain.open(villain.opening(route=route))
+        await villain.send(Tokens(SESSION, 0, 0, (5, 6, 7), False))
+        await until(lambda: any(isinstance(frame, Activations) for frame in villain.heard))
+        answer = await rpc.call(villain.network, villain.target, RESUME, resuming(villain, route=route))
+        assert (answer.held, answer.journal) == (2, 0)
+        for replay in (
+            Replay(SESSION, 1, keep, 0),
+            Replay(SESSION, 0, 2, 0),
+            Replay(SESSION, 2, 2, 0),
+            Replay(SESSION, 1, 2, 64),
+            Replay(bytes(16), 1, 2, 0),
+        ):
+            with pytest.raises(Refused):
+                await rpc.call(villain.network, villain.target, REPLAY, replay)
+        victim.service.stage.journals.drop(SESSION)
+        with pytest.raises(Refused, match="remembered from position 2"):
+            await rpc.call(villain.network, villain.target, REPLAY, Replay(SESSION, 1, 2, 0))
+        assert victim.service.stage.seats[SESSION].expected == 2
+
+
+async def test_only_its_entry_resumes_replays_and_probes_a_session(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        async with victim.service.generate(replace(GREEDY, max_tokens=40)) as stream:
+            async for event in stream:
+                if isinstance(event, Piece) and event.tokens == 3:
+                    (session,) = victim.service.entry.sessions
+                    for method, request in (
+                        (RESUME, resuming(villain, session=session)),
+                        (REPLAY, Replay(session, 0, 0, 0)),
+                        (PROBE, Probe(session)),
+                    ):
+                        with pytest.raises(Refused, match="no such session"):
+                            await rpc.call(villain.network, villain.target, method, request)
+                    with pytest.raises(Refused, match="open already"):
+                        await villain.open(villain.opening(session=session, epoch=9))
+
+
+async def test_after_a_resume_frames_of_before_are_dropped(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        await fed(victim, villain)
+        await rpc.call(villain.network, villain.target, RESUME, resuming(villain))
+        seat = victim.service.stage.seats[SESSION]
+        assert (seat.expected, seat.cache.length) == (2, 2)
+        for frame in (Tokens(SESSION, 0, 2, (7,), False), Tokens(SESSION, 2, 2, (7,), False), Close(SESSION, 0)):
+            await villain.send(frame)
+        await trio.sleep(1)
+        assert victim.service.stage.seats[SESSION] is seat
+        assert seat.expected == 2
+        first = [frame for frame in villain.heard if isinstance(frame, Drawn) and frame.epoch == 0]
+        await villain.send(Tokens(SESSION, 1, 2, (7,), False))
+        await until(lambda: any(isinstance(frame, Drawn) and frame.epoch == 1 for frame in villain.heard))
+        again = [frame for frame in villain.heard if isinstance(frame, Drawn) and frame.epoch == 1]
+        assert (again[0].position, again[0].token) == (first[0].position, first[0].token)
+
+
+async def test_an_opening_at_a_higher_epoch_takes_the_place_of_the_old_seat(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        await fed(victim, villain)
+        await villain.open(villain.opening(epoch=1))
+        assert len(victim.service.stage.seats) == 1
+        assert victim.service.stage.seats[SESSION].expected == 0
+        await villain.send(Close(SESSION, 3))
+        await until(lambda: not victim.service.stage.seats)
+        await villain.send(Close(SESSION, 3))
+        await trio.sleep(1)
+        with pytest.raises(Refused, match="closed before"):
+            await villain.open(villain.opening(epoch=3))
+        await villain.open(villain.opening(epoch=4))
+
+
+async def test_a_resume_during_a_step_waits_for_its_end(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with victim_and_villain(tmp_path) as (victim, villain):
+        gate = Gate(victim.service.workers.compute)
+        monkeypatch.setattr(victim.service.stage, "_compute", gate)
+        await villain.open(villain.opening())
+        await villain.send(Tokens(SESSION, 0, 0, (5, 6, 7), False))
+        await gate.reached.wait()
+        answers: list[Any] = []
+
+        async def resume() -> None:
+            answers.append(await rpc.call(villain.network, villain.target, RESUME, resuming(villain)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resume)
+            await trio.sleep(1)
+            assert not answers
+            gate.open.set()
+        assert answers[0].held == 2
+        assert not any(isinstance(frame, Drawn) for frame in villain.heard)  # what came of the old step is void
+
+
 class Gate:
     """A compute lane whose next step waits to be let through."""
 
@@ -386,7 +543,7 @@ async def test_a_close_during_a_step_does_not_free_what_the_step_uses(
         await villain.open(villain.opening())
         await villain.send(Tokens(SESSION, 0, 0, (5,), False))
         await gate.reached.wait()
-        await villain.send(Close(SESSION))
+        await villain.send(Close(SESSION, 0))
         await until(lambda: not victim.service.stage.seats)
         gate.open.set()
         await until(lambda: gate.closed_meanwhile is not None)

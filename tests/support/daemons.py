@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,6 +148,23 @@ def serves(client: Client) -> bool:
     return status["state"] == "serving" and any(
         model["complete"] and all(model["coverage"]) for model in status["models"]
     )
+
+
+def spread(net: Testnet, *, timeout: float = 2 * WITHIN) -> None:
+    """Wait until every unit is served twice; a node whose units are served more often chooses again for that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        wait_until(net.serving, timeout=timeout, what="all nodes serving")
+        models = [node.client.status()["models"][0] for node in net.nodes]
+        if min(min(model["coverage"]) for model in models) > 1:
+            return
+        assert time.monotonic() < deadline
+        coverage = models[0]["coverage"]
+        spare = [i for i, model in enumerate(models) if i and all(coverage[unit] > 2 for unit in model["served"])]
+        if sum(coverage) == sum(len(model["served"]) for model in models) and spare:
+            net.kill(spare[0])
+            net.restart(spare[0])
+        time.sleep(0.5)
 
 
 def idle(nodes: list[Node]) -> bool:

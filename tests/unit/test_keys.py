@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blyan_node.chain import keys
 from blyan_node.chain.keys import (
     GROUP_ORDER,
     Key,
@@ -62,6 +63,19 @@ def test_eip_55(text):
 def test_a_mistyped_address_is_refused(text):
     with pytest.raises(RuleError):
         parse_address(text)
+
+
+def test_a_good_signature_is_recovered_once_and_a_bad_one_each_time(monkeypatch):
+    calls = []
+    monkeypatch.setattr(keys, "recover", lambda *args: calls.append(args) or recover(*args))
+    signature = KEY.sign(digest(b"once", b"message"))
+    for _ in range(3):
+        assert keys.recover_address(digest(b"once", b"message"), signature) == KEY.address
+    assert len(calls) == 1
+    for _ in range(2):
+        with pytest.raises(SignatureError):
+            keys.recover_address(digest(b"once", b"message"), bytes(65))
+    assert len(calls) == 3
 
 
 def test_signatures_recover_and_are_deterministic():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from blyan_node.errors import ModelUnavailable
 from blyan_node.inference.messages import LOADING, SERVING, Held, Leg
-from blyan_node.inference.route import Measurements, plan
+from blyan_node.inference.route import Measurements, mend, plan
 from blyan_node.inference.swarm import SwarmView
 from tests.support.swarm import heartbeat
 
@@ -76,3 +76,49 @@ def test_a_route_covers_every_unit_once_in_order_or_units_are_missing(spans: lis
     assert [unit for leg in legs for unit in range(leg.first, leg.last + 1)] == list(range(len(UNITS)))
     held = {peer: (first, last) for peer, first, last in claims}
     assert all(held[leg.peer][0] <= leg.first <= leg.last <= held[leg.peer][1] for leg in legs)
+
+
+def mended(view: SwarmView, legs: tuple[Leg, ...], *lost: str, measured: Measurements | None = None) -> object:
+    return mend(legs, lost, view, MODEL, VERSION, measured or Measurements(), me="me", now=0.0)
+
+
+OLD = (Leg("a", 0, 2), Leg("b", 3, 5), Leg("c", 6, 7))
+
+
+def test_only_the_lost_range_is_planned_anew() -> None:
+    view = serving(("d", 0, 7))  # the survivors need not even be in view
+    assert mended(view, OLD, "a") == (Leg("d", 0, 2), Leg("b", 3, 5), Leg("c", 6, 7))
+    assert mended(view, OLD, "b") == (Leg("a", 0, 2), Leg("d", 3, 5), Leg("c", 6, 7))
+    assert mended(view, OLD, "c") == (Leg("a", 0, 2), Leg("b", 3, 5), Leg("d", 6, 7))
+    assert mended(view, OLD, "a", "b") == (Leg("d", 0, 5), Leg("c", 6, 7))
+    assert mended(view, OLD) == OLD
+
+
+def test_several_may_fill_a_gap_but_nobody_two() -> None:
+    view = serving(("d", 0, 3), ("e", 4, 5))
+    assert mended(view, OLD, "b") == (Leg("a", 0, 2), Leg("d", 3, 3), Leg("e", 4, 5), Leg("c", 6, 7))
+    assert mended(serving(("d", 0, 7)), OLD, "a", "c") is None
+    assert mended(serving(("a", 0, 7), ("c", 0, 7)), OLD, "b") is None
+
+
+def test_a_lost_peer_takes_its_range_again_only_where_nobody_else_can() -> None:
+    assert mended(serving(("b", 3, 5)), OLD, "b") == OLD
+    slow = serving(("b", 3, 5), ("d", 0, 7), layer_us={"d": 10**6})
+    assert mended(slow, OLD, "b") == (Leg("a", 0, 2), Leg("d", 3, 5), Leg("c", 6, 7))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=8),
+    st.sets(st.sampled_from(["a", "b", "c"]), min_size=1),
+)
+def test_a_mended_route_keeps_the_survivors_and_covers_every_unit_once(
+    spans: list[tuple[int, int]], lost: set[str]
+) -> None:
+    view = serving(*((f"p{index}", min(span), max(span)) for index, span in enumerate(spans)))
+    legs = mend(OLD, lost, view, MODEL, VERSION, Measurements(), me="me", now=0.0)
+    if legs is None:
+        return
+    assert [unit for leg in legs for unit in range(leg.first, leg.last + 1)] == list(range(len(UNITS)))
+    assert len({leg.peer for leg in legs}) == len(legs)
+    assert [leg for leg in OLD if leg.peer not in lost] == [leg for leg in legs if leg in OLD]

@@ -27,7 +27,7 @@ sys.argv = ['blyan-node', '--help']
 try:
     main()
 except SystemExit:
-    print([name for name in ('torch', 'libp2p', 'plyvel', 'httpx', 'trio') if name in sys.modules])
+    print([name for name in ('torch', 'libp2p', 'plyvel', 'httpx', 'trio', 'rich') if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.splitlines()[-1] == "[]"
