@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from blyan_node.inference.generation import Finished, Generate, Piece, Sampling, Started
 from blyan_node.inference.messages import SERVING, Close, Drawn, Failed
 from blyan_node.inference.seat import Loaded
+from blyan_node.inference.stage import Stage
 from blyan_node.model.importing import open_checkpoint
 from blyan_node.model.shard import Shard, Work
 from tests.support.models import import_units, tiny_checkpoint
@@ -73,8 +74,8 @@ async def open_net(folder: Path, **changes: object) -> AsyncIterator[Net]:
                 await until(member.service.library.models)
                 model = member.service.library.models()[0]
                 shard = Shard.load(checkpoint.spec, first, last, blobs, cache_tokens=20_000)
-                net.stepped[member.service.network.peer_id] = _counting(shard)
                 stage = member.service.stage
+                net.stepped[member.service.network.peer_id] = _counting(shard, stage)
                 stage.loaded = Loaded(model.id, model.version, first, last, shard, 1)
                 stage.journals.limit = 10_000_000
                 member.service.holder.plan = _plan(model, first, last)
@@ -90,13 +91,16 @@ def _plan(model: object, first: int, last: int) -> object:
     return Plan(model, Range(first, last), SERVING)  # type: ignore[arg-type]
 
 
-def _counting(shard: Shard) -> Counter[int]:
-    """Have a shard count how often it computes each position."""
+def _counting(shard: Shard, stage: Stage) -> Counter[int]:
+    """Have a shard count how often it computes each position for a session; challenges do not count."""
     counted, step = Counter[int](), shard.step
 
     def counting(works: list[Work]) -> object:
         results = step(works)
-        counted.update(work.position + offset for work in works for offset in range(work.size))
+        seated = {id(seat.cache) for seat in stage.seats.values()}
+        counted.update(
+            work.position + offset for work in works if id(work.cache) in seated for offset in range(work.size)
+        )
         return results
 
     shard.step = counting  # type: ignore[method-assign, assignment]
