@@ -23,6 +23,8 @@ from blyan_node.testnet.local import Testnet, wait_until
 NODES = 4
 MEMORY = "300MiB"
 """Of each daemon: too little for the model (538 MB of float32), so that none can answer alone."""
+SETTINGS = {"BLYAN_DTYPE": "float32"}
+"""Whatever the processor computes fastest in, so that this much memory holds the same layers on every machine."""
 SPREAD_TIMEOUT_S = 240.0
 MODEL = "SmolLM2-135M-Instruct"
 QUESTIONS = (
@@ -54,7 +56,7 @@ def _demo(console: Console) -> None:
     console.print(f"{model} ({human_size(model.stat().st_size)})")
     with tempfile.TemporaryDirectory(prefix="blyan-demo-") as scratch:
         _title(console, f"{NODES} daemons with {MEMORY} each")
-        net = Testnet(Path(scratch), nodes=NODES, memory_limit=MEMORY, progress=console.print)
+        net = Testnet(Path(scratch), nodes=NODES, memory_limit=MEMORY, settings=SETTINGS, progress=console.print)
         try:
             net.start()
             _publish(console, net.node(0).client, model)

@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def lone(tmp_path: Path) -> Iterator[Testnet]:
     """A net of one: nobody else can make good what it loses."""
-    with Testnet(tmp_path / "net", nodes=1) as net:
+    with Testnet(tmp_path / "net", nodes=1, settings=EXACT) as net:
         yield net
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from blyan_node.api.client import connect
 from blyan_node.testnet.local import Node, Testnet, wait_until
-from tests.support.daemons import WITHIN, Reference, greedy, idle, peer_of, publish, serves, spread, text_of
+from tests.support.daemons import EXACT, WITHIN, Reference, greedy, idle, peer_of, publish, serves, spread, text_of
 from tests.support.models import tiny_checkpoint
 
 pytestmark = [pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(600)]
@@ -38,7 +38,7 @@ def expected(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 @pytest.fixture(scope="module")
 def net(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testnet]:
     """Seven daemons, of which any may go and the model is still served."""
-    with Testnet(tmp_path_factory.mktemp("failover") / "net", nodes=7, memory_limit=THIRD) as net:
+    with Testnet(tmp_path_factory.mktemp("failover") / "net", nodes=7, memory_limit=THIRD, settings=EXACT) as net:
         publish(net.node(0).client, checkpoint)
         yield net
 

@@ -10,7 +10,7 @@ import trio
 
 from blyan_node.testnet.local import Testnet, wait_until
 from tests.support.browser import browser, needs_browser
-from tests.support.daemons import PART, WITHIN, publish
+from tests.support.daemons import EXACT, PART, WITHIN, publish
 from tests.support.models import tiny_checkpoint
 from tests.support.payments import key_of, next_nonce, submit, transfer
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long, needs_browser]
 
 
 async def test_the_page_chats_and_follows_the_swarm_and_the_chain(tmp_path: Path) -> None:
-    with Testnet(tmp_path / "net", nodes=3, memory_limit=str(PART)) as net:
+    with Testnet(tmp_path / "net", nodes=3, memory_limit=str(PART), settings=EXACT) as net:
         node = net.node(0)
         publish(node.client, tiny_checkpoint(tmp_path), "tiny")
         await trio.to_thread.run_sync(partial(wait_until, net.serving, timeout=WITHIN, what="all nodes serving"))
