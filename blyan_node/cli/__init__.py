@@ -39,7 +39,7 @@ def _root(
 app.command(epilog="Example: blyan-node start --bootstrap /ip4/10.0.0.1/tcp/4001/p2p/16Uiu2…")(node.start)
 app.command(epilog="Example: blyan-node status --watch")(node.status)
 app.command(epilog='Example: blyan-node chat "What is a block?"')(chat.chat)
-app.command(epilog="Example: xdg-open $(blyan-node page)")(node.page)
+app.command(epilog="Example: blyan-node page --data-dir ./node")(node.page)
 app.command(epilog="Example: blyan-node validators")(chain.validators)
 chain.app.command(epilog="Example: blyan-node chain verify --data-dir ./node")(verify.verify)
 app.add_typer(chain.app, name="chain")

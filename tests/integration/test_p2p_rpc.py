@@ -202,10 +202,11 @@ async def test_a_busy_server_refuses_at_once_beyond_its_queue(autojump_clock: tr
 
 async def test_a_cancelled_call_frees_the_stream(pair: tuple[Network, Network]) -> None:
     alice, bob = pair
-    ended = trio.Event()
+    began, ended = trio.Event(), trio.Event()
 
     async def wait(stream: Stream) -> None:
         await stream.send_all((2**29).to_bytes(4, "big"))
+        began.set()
         try:
             while True:
                 await stream.send_all(b"x")
@@ -214,7 +215,9 @@ async def test_a_cancelled_call_frees_the_stream(pair: tuple[Network, Network]) 
             ended.set()
 
     bob.set_handler(CHUNK.protocol, wait)
-    with trio.move_on_after(0.2):
-        await call(alice, bob.peer_id, replace(CHUNK, max_response=2**30), Ask(1))
-    with trio.fail_after(5):
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, alice, bob.peer_id, replace(CHUNK, max_response=2**30), Ask(1))
+            await began.wait()
+            nursery.cancel_scope.cancel()
         await ended.wait()
