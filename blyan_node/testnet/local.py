@@ -254,6 +254,8 @@ class Testnet:
 
     def _spawn(self, node: Node, bootstrap: tuple[str, ...]) -> None:
         node.forget_client()
+        if node.process is not None:
+            node.process.wait(STOP_TIMEOUT_S)  # it ended by a signal that was not sent from here
         command = [sys.executable, "-m", "blyan_node", "start", "--data-dir", str(node.data_dir)]
         command += ["--genesis", str(self.root / "genesis.toml"), "--listen", node.listen, "--api-port", "0"]
         command += [part for address in bootstrap for part in ("--bootstrap", address)]
