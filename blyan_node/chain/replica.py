@@ -417,7 +417,7 @@ class Replica(Closing):
         """Go on with the chain in another directory, which was started from a snapshot, and lose nothing of this one.
 
         What this validator has signed goes along, and what is in the DAG here and not final there. The directory takes
-        the place of this replica's own. Raises DiskFull or StoreError: then reopening finds the old or the new one.
+        the place of this replica's own. Raises DiskFull or StoreError: then the replica is as it was.
         """
         heads = self.dag.heads()
         tentative = sorted((self.dag.known(id).height, id) for id in self.window(heads))
@@ -426,15 +426,21 @@ class Replica(Closing):
             other.write(self.finals.signed())
             other.flush()
         self._tables.close()
-        swap(self.directory, directory)
-        for kept in (self._refused, self._surplus, self._orphans):
-            kept.clear()  # comparing heads brings again what waited
-        self._use(Store(self.directory))
+        try:
+            swap(self.directory, directory)
+        finally:
+            finish_swap(self.directory)
+            self._reopen()
         for raw in blocks:
             try:
                 self.accept(raw)
             except RuleError:
                 pass  # it had a place here only: what it builds on is not part of the chain that was decided
+
+    def _reopen(self) -> None:
+        for kept in (self._refused, self._surplus, self._orphans):
+            kept.clear()  # comparing heads brings again what waited
+        self._use(Store(self.directory))
 
 
 def _held(k: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from blyan_node.chain.state import state_of_rows
 from blyan_node.chain.store import Prefix, Store
 from blyan_node.chain.validators import ValidatorSet
 from blyan_node.chain.verify import Fault, verify
-from blyan_node.errors import CodecError, LocalError, RuleError, SignatureError
+from blyan_node.errors import CodecError, LocalError, RuleError, SignatureError, StoreError
 from tests.support.decided import GENESIS, NETWORK, USERS, VALIDATORS, Decided, write_chain
 
 ARCHIVE = Retention(every=4, bodies=None)
@@ -167,6 +168,23 @@ def test_adopting_takes_along_what_was_signed_and_what_is_tentative(old: Replica
     with Replica.open(tmp_path / "mine", GENESIS) as mine:
         assert mine.final.k == 8
         assert mine.has(block.id)
+
+
+def test_a_swap_that_fails_leaves_the_replica_as_it_was(old: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_self: Path, _target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    build(old, tmp_path / "new")
+    with Replica.open(tmp_path / "mine", GENESIS) as mine:
+        replay(old, mine, 2)
+        heads = mine.heads()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", fail)
+            with pytest.raises(StoreError, match="cannot put"):
+                mine.adopt(tmp_path / "new")
+        assert (mine.final.k, mine.heads()) == (2, heads)
+        replay(old, mine, 3)
+        assert mine.final.k == 3
 
 
 @pytest.mark.parametrize("moved", [False, True])
