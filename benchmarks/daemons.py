@@ -29,6 +29,7 @@ from blyan_node.model.tokenizer import Tokenizer
 from blyan_node.testnet.demo_model import demo_model_path
 from blyan_node.testnet.local import Testnet, wait_until
 
+FLOAT32 = {"BLYAN_DTYPE": "float32"}  # as the process that they are compared with, and what memory limits are sized for
 QUESTION = "Tell me a long story about a lighthouse keeper."
 TOKENS = 64
 ROUNDS = 5
@@ -184,7 +185,7 @@ def main() -> None:
             shard = Shard.load(checkpoint.spec, 0, len(checkpoint.spec.units) - 1, blobs)
         for count in arguments.daemons:
             limit = None if count == 1 else "300MiB"
-            with Testnet(Path(scratch) / f"net-{count}", nodes=count, memory_limit=limit) as net:
+            with Testnet(Path(scratch) / f"net-{count}", nodes=count, memory_limit=limit, settings=FLOAT32) as net:
                 publish(net)
                 decode(net, shard, prompt, rows, f"{count} daemon{'s' * (count > 1)}")
                 rows += [[f"{count} daemons, {n} at once", f"{at_once(net, n):.1f} tok/s", "", ""] for n in (8, 32)]

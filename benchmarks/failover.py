@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 from benchmarks._common import load_average, median, table
-from benchmarks.daemons import MODEL, QUESTION, publish
+from benchmarks.daemons import FLOAT32, MODEL, QUESTION, publish
 from blyan_node.testnet.local import Node, Testnet, wait_until
 from tests.support.daemons import spread
 
@@ -99,7 +99,7 @@ def main() -> None:
     rows: list[list[str]] = []
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Testnet(Path(scratch) / "net", nodes=NODES, memory_limit=MEMORY) as net,
+        Testnet(Path(scratch) / "net", nodes=NODES, memory_limit=MEMORY, settings=FLOAT32) as net,
     ):
         publish(net)
         rows += [measure(net, "SIGKILL", where, signalled(signal.SIGKILL)) for where in ("first", "middle", "last")]
